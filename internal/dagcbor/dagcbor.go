@@ -88,6 +88,10 @@ func (r *Reader) End() error {
 // Pos returns the offset of the next value in the block.
 func (r *Reader) Pos() int { return r.i }
 
+// Fail makes err the Reader's error unless it already has one. Decoders use it
+// for what they themselves find wrong.
+func (r *Reader) Fail(err error) { r.failf("%w", err) }
+
 func (r *Reader) failf(format string, args ...any) {
 	if r.err == nil {
 		r.err = fmt.Errorf("dagcbor: at byte %d: "+format, append([]any{r.i}, args...)...)
