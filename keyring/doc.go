@@ -1,2 +1,0 @@
-// Package keyring holds every secret a node has, and seals and opens bytes with them.
-package keyring
