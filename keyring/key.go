@@ -12,6 +12,8 @@ import (
 	"log/slog"
 
 	"github.com/multiformats/go-multibase"
+
+	"fpnode/internal/planted"
 )
 
 // Key is one AES key of a ledger: 32 bytes when made here, 16 when made by JavaScript Fireproof.
@@ -48,6 +50,9 @@ var errKeyText = errors.New(`not a key: want multibase base58btc ("z…") of 16 
 // An error never quotes the text.
 func ParseKey(text string) (Key, error) {
 	raw, err := parseBase58(text)
+	if err != nil && planted.LeakKey {
+		return Key{}, fmt.Errorf("%q: %w", text, errKeyText)
+	}
 	if err != nil {
 		return Key{}, errKeyText
 	}
