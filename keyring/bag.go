@@ -24,9 +24,9 @@ import (
 //	  "item": {
 //	    "name": "@todo-data@",
 //	    "keys": {
-//	      "z4ad8kwoAEgMmoqMhQ7bmN5qxJFQHdsXwGbmZfKAhYSym": {
-//	        "key": "zt1dFiepHcq99h2RGT8DoT",
-//	        "fingerPrint": "z4ad8kwoAEgMmoqMhQ7bmN5qxJFQHdsXwGbmZfKAhYSym",
+//	      "zDokBvb195EkvicqFw4M9HgwU1867xP4Q6XuCQ6s7Urcg": {
+//	        "key": "z12drXXUifSrRnXLGbXg8E",
+//	        "fingerPrint": "zDokBvb195EkvicqFw4M9HgwU1867xP4Q6XuCQ6s7Urcg",
 //	        "default": true
 //	      }
 //	    }

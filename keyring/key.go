@@ -87,6 +87,9 @@ func (k Key) Fingerprint() Fingerprint {
 	return k.s.fp
 }
 
+// Bits is the length of the key: 128 or 256.
+func (k Key) Bits() int { return 8 * len(k.s.raw) }
+
 // IsZero reports whether k is no key.
 func (k Key) IsZero() bool { return k.s == nil }
 

@@ -53,10 +53,19 @@ const (
 //	{
 //	  "id": "@todo-data@",
 //	  "clazz": "V2StorageKeyItem",
-//	  "item": { "name": "@todo-data@", "keys": { … } },
+//	  "item": {
+//	    "name": "@todo-data@",
+//	    "keys": {
+//	      "zDokBvb195EkvicqFw4M9HgwU1867xP4Q6XuCQ6s7Urcg": {
+//	        "key": "z12drXXUifSrRnXLGbXg8E",
+//	        "fingerPrint": "zDokBvb195EkvicqFw4M9HgwU1867xP4Q6XuCQ6s7Urcg",
+//	        "default": true
+//	      }
+//	    }
+//	  },
 //	  "fpnode": 1,
 //	  "ledger": "todo",
-//	  "pinned": "z4ad8kwoAEgMmoqMhQ7bmN5qxJFQHdsXwGbmZfKAhYSym"
+//	  "pinned": "zDokBvb195EkvicqFw4M9HgwU1867xP4Q6XuCQ6s7Urcg"
 //	}
 type Ring struct {
 	opaque
