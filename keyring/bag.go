@@ -83,7 +83,7 @@ func WriteBag(fsys vfs.FS, dir, ledger string, keys *Keys) error {
 		ours := set
 		set = there.set.Load()
 		for _, s := range ours.order {
-			if set, err = set.with(Key{s: s}, s == ours.def); err != nil {
+			if set, err = set.with(Key{s: hide(s)}, s == ours.def); err != nil {
 				return err
 			}
 		}

@@ -14,11 +14,11 @@ import (
 // Identity is the device's ed25519 key. What others know the device by is Public.
 type Identity struct {
 	opaque
-	key *ed25519.PrivateKey
+	key hidden[ed25519.PrivateKey]
 }
 
 // Public returns the public key.
-func (i Identity) Public() ed25519.PublicKey { return i.key.Public().(ed25519.PublicKey) }
+func (i Identity) Public() ed25519.PublicKey { return i.key().Public().(ed25519.PublicKey) }
 
 // Sign signs message for one purpose, named by domain: a constant of 1 to MaxDomainBytes bytes such as
 // "fpnode-head-v1". A signature for one domain is never one for another. The signed bytes are
@@ -27,7 +27,7 @@ func (i Identity) Public() ed25519.PublicKey { return i.key.Public().(ed25519.Pu
 //
 // Nothing that libp2p signs with the same key begins with a byte so small.
 func (i Identity) Sign(domain string, message []byte) []byte {
-	return ed25519.Sign(*i.key, signed(domain, message))
+	return ed25519.Sign(i.key(), signed(domain, message))
 }
 
 // Verify reports whether signature is from the holder of public, for this domain and message.
@@ -47,25 +47,25 @@ func signed(domain string, message []byte) []byte {
 
 // Libp2pSeed returns the private seed (RFC 8032), from which node makes the libp2p host key so that the
 // peer ID is the device. It is a secret in the open: nothing else may call this.
-func (i Identity) Libp2pSeed() [32]byte { return [32]byte(i.key.Seed()) }
+func (i Identity) Libp2pSeed() [32]byte { return [32]byte(i.key().Seed()) }
 
 // Vault derives the keys of files at rest from the home's master key. It satisfies blockstore.Vault.
 type Vault struct {
 	opaque
-	master *[32]byte
+	master hidden[[]byte]
 }
 
 // FileCipher returns AES-256 under a key of its own for each nonce: HKDF-SHA256(master, salt = nonce,
 // info = "fpnode/v1/file"). A nonce must never be used for two files.
 func (v *Vault) FileCipher(nonce [32]byte) (cipher.Block, error) {
-	key := derive(v.master[:], nonce[:], "fpnode/v1/file")
+	key := derive(v.master(), nonce[:], "fpnode/v1/file")
 	return aes.NewCipher(key[:])
 }
 
 // RecordAEAD returns AES-256-GCM under a key of its own for each salt: HKDF-SHA256(master, salt,
 // info = "fpnode/v1/segment"). The caller must not use one GCM nonce twice under one salt.
 func (v *Vault) RecordAEAD(salt [32]byte) (cipher.AEAD, error) {
-	key := derive(v.master[:], salt[:], "fpnode/v1/segment")
+	key := derive(v.master(), salt[:], "fpnode/v1/segment")
 	block, err := aes.NewCipher(key[:])
 	if err != nil {
 		return nil, err
@@ -91,8 +91,10 @@ func newDevice() (device, error) {
 }
 
 func deviceOf(seed, master [32]byte) device {
-	key := ed25519.NewKeyFromSeed(seed[:])
-	return device{identity: Identity{key: &key}, vault: &Vault{master: &master}}
+	return device{
+		identity: Identity{key: hide(ed25519.NewKeyFromSeed(seed[:]))},
+		vault:    &Vault{master: hide(master[:])},
+	}
 }
 
 // fileVersion is the version of the device file and of ledger key files.
@@ -109,12 +111,12 @@ type deviceFile struct {
 }
 
 func (d device) file() deviceFile {
-	check := sha256.Sum256(append([]byte("fpnode/v1/master"), d.vault.master[:]...))
+	check := sha256.Sum256(append([]byte("fpnode/v1/master"), d.vault.master()...))
 	return deviceFile{
 		Version:  fileVersion,
-		Identity: formatBase58(d.identity.key.Seed()),
+		Identity: formatBase58(d.identity.key().Seed()),
 		Public:   formatBase58(d.identity.Public()),
-		Master:   formatBase58(d.vault.master[:]),
+		Master:   formatBase58(d.vault.master()),
 		Check:    formatBase58(check[:]),
 	}
 }

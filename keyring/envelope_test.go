@@ -407,7 +407,7 @@ func TestDecryptAtRefuses(t *testing.T) {
 	if err := keys.DecryptAt(id, [12]byte{}, MaxPlainBytes-16, dst); err != nil {
 		t.Fatal(err)
 	}
-	block, err := aes.NewCipher(keys.Default().s.raw)
+	block, err := aes.NewCipher(keys.Default().s().raw)
 	if err != nil {
 		t.Fatal(err)
 	}

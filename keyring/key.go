@@ -21,7 +21,7 @@ import (
 // The zero Key is no key; functions that take a Key refuse it. Copies share the same secret.
 type Key struct {
 	opaque
-	s *secret
+	s hidden[*secret] // nil in the zero Key
 }
 
 // secret is a key with everything that is computed from it once.
@@ -72,23 +72,23 @@ func keyFromBytes(raw []byte) (Key, error) {
 	if err != nil {
 		return Key{}, fmt.Errorf("setting up GCM: %v", err)
 	}
-	return Key{s: &secret{raw: raw, fp: sha256.Sum256(raw), block: block, aead: aead}}, nil
+	return Key{s: hide(&secret{raw: raw, fp: sha256.Sum256(raw), block: block, aead: aead})}, nil
 }
 
 // Export returns the key as text that ParseKey and JavaScript Fireproof read. Whoever has it reads
 // and writes the ledger for ever: callers show it only when asked to.
-func (k Key) Export() string { return formatBase58(k.s.raw) }
+func (k Key) Export() string { return formatBase58(k.s().raw) }
 
 // Fingerprint returns the hash that names the key. It is public.
 func (k Key) Fingerprint() Fingerprint {
 	if k.s == nil {
 		return Fingerprint{}
 	}
-	return k.s.fp
+	return k.s().fp
 }
 
 // Bits is the length of the key: 128 or 256.
-func (k Key) Bits() int { return 8 * len(k.s.raw) }
+func (k Key) Bits() int { return 8 * len(k.s().raw) }
 
 // IsZero reports whether k is no key.
 func (k Key) IsZero() bool { return k.s == nil }
@@ -96,9 +96,9 @@ func (k Key) IsZero() bool { return k.s == nil }
 // Equal compares in constant time.
 func (k Key) Equal(other Key) bool {
 	if k.s == nil || other.s == nil {
-		return k.s == other.s
+		return k.s == nil && other.s == nil
 	}
-	return subtle.ConstantTimeCompare(k.s.raw, other.s.raw) == 1
+	return subtle.ConstantTimeCompare(k.s().raw, other.s().raw) == 1
 }
 
 // String returns the short fingerprint, never the key.
@@ -106,7 +106,7 @@ func (k Key) String() string {
 	if k.s == nil {
 		return "key(none)"
 	}
-	return "key(" + k.s.fp.Short() + ")"
+	return "key(" + k.s().fp.Short() + ")"
 }
 
 // GoString returns what String does.

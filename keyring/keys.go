@@ -47,35 +47,36 @@ func (s *keySet) with(key Key, makeDefault bool) (*keySet, error) {
 	if key.IsZero() {
 		return nil, fmt.Errorf("keyring: the zero Key is no key")
 	}
+	added := key.s()
 	next := &keySet{order: s.order, def: s.def, byID: make(map[Fingerprint]*secret, len(s.order)+1)}
 	for _, known := range s.order {
 		next.byID[known.fp] = known
 	}
-	if next.byID[key.s.fp] == nil {
+	if next.byID[added.fp] == nil {
 		if len(s.order) >= MaxKeys {
 			return nil, fmt.Errorf("keyring: more than %d keys for one ledger", MaxKeys)
 		}
-		next.order = append(s.order[:len(s.order):len(s.order)], key.s)
-		next.byID[key.s.fp] = key.s
+		next.order = append(s.order[:len(s.order):len(s.order)], added)
+		next.byID[added.fp] = added
 	}
 	if makeDefault || next.def == nil {
-		next.def = next.byID[key.s.fp]
+		next.def = next.byID[added.fp]
 	}
 	return next, nil
 }
 
 // Default returns the key that seals.
-func (k *Keys) Default() Key { return Key{s: k.set.Load().def} }
+func (k *Keys) Default() Key { return Key{s: hide(k.set.Load().def)} }
 
 // Pinned returns the first key.
-func (k *Keys) Pinned() Key { return Key{s: k.set.Load().order[0]} }
+func (k *Keys) Pinned() Key { return Key{s: hide(k.set.Load().order[0])} }
 
 // All returns every key, the pinned one first.
 func (k *Keys) All() []Key {
 	order := k.set.Load().order
 	keys := make([]Key, len(order))
 	for i, s := range order {
-		keys[i] = Key{s: s}
+		keys[i] = Key{s: hide(s)}
 	}
 	return keys
 }

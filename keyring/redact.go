@@ -14,9 +14,14 @@ var errMarshal = errors.New("keyring: secrets do not marshal; Key.Export is the 
 // opaque is embedded in every type that holds a secret. It answers all the ways in which Go programs
 // turn a value into text, and makes the type incomparable, since == on secrets is always a mistake.
 //
-// fmt does not call methods of values in unexported fields of other structs but prints them by
-// reflection. Secrets therefore sit behind a pointer inside a struct, which fmt prints as an address.
+// It does not help in unexported fields of other structs: there fmt calls no methods but prints by
+// reflection, and follows pointers when a verb does not fit. That is what hidden is for.
 type opaque struct{ _ [0]func() }
+
+// hidden is a value behind a function, which fmt prints as an address whatever the verb.
+type hidden[T any] func() T
+
+func hide[T any](v T) hidden[T] { return func() T { return v } }
 
 const redacted = "[redacted]"
 
