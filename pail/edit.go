@@ -24,9 +24,13 @@ type Edit struct {
 	tree    Tree
 	root    *shard // nil until something changes
 	ops     int
-	touched []string // CIDs of the shards that were copied, parents first
-	dropped []string // CIDs of the shards that were deleted because they were empty
-	path    []step   // scratch
+	touched []cid.Cid // the shards that were copied, parents first
+	dropped []cid.Cid // the shards that were deleted because they were empty
+	path    []step    // scratch
+
+	// A put touches few shards; these spare it allocations.
+	touchedSpace [8]cid.Cid
+	pathSpace    [8]step
 }
 
 // A step of a path is a shard and the entry at which the path goes on.
@@ -49,7 +53,11 @@ type Result struct {
 }
 
 // Edit returns an Edit of t.
-func (t Tree) Edit() *Edit { return &Edit{tree: t} }
+func (t Tree) Edit() *Edit {
+	e := &Edit{tree: t}
+	e.touched, e.path = e.touchedSpace[:0], e.pathSpace[:0]
+	return e
+}
 
 // Put sets the value of a key. An error, ErrKey, ErrValue or from loading a
 // shard, leaves the Edit as it was. The tree keeps the string key.
@@ -145,7 +153,7 @@ func (e *Edit) Del(ctx context.Context, key string) error {
 		if len(s.entries) > 0 || depth == 0 {
 			return nil
 		}
-		if s.old != "" {
+		if s.old.Defined() {
 			e.dropped = append(e.dropped, s.old)
 		}
 	}
@@ -188,7 +196,7 @@ func (e *Edit) descend(ctx context.Context, key string) (rest string, at int, fo
 func (e *Edit) own() *shard {
 	for i := range e.path {
 		s := e.path[i].shard
-		if s.cid == "" {
+		if !s.cid.Defined() {
 			continue
 		}
 		mine := &shard{old: s.cid, prefix: s.prefix, entries: make([]entry, len(s.entries), len(s.entries)+1)}
@@ -211,7 +219,8 @@ func (e *Edit) own() *shard {
 // the new tree keeps the Additions until Tree.Stored.
 func (e *Edit) Commit() Result {
 	r := e.commit()
-	*e = Edit{tree: r.Tree, path: e.path[:0]}
+	e.tree, e.root, e.ops, e.dropped = r.Tree, nil, 0, nil
+	e.touched = e.touchedSpace[:0]
 	return r
 }
 
@@ -219,47 +228,54 @@ func (e *Edit) commit() Result {
 	if e.root == nil {
 		return Result{Tree: e.tree}
 	}
-	w := writer{left: draftBytes(e.root)}
+	var w writer
+	w.prepare(e.root)
 	if w.write(e.root); len(w.shards) == 0 {
 		return Result{Tree: e.tree}
 	}
 	r := Result{Additions: w.additions}
-	removed := append(w.removed, e.dropped...)
+	removed := w.removed
 	if e.ops == 1 {
-		removed = e.touched
+		removed = append(removed[:0], e.touched...)
 	} else if len(e.dropped) > 0 {
 		// A shard that was dropped may have come to life again.
-		r.Additions, removed = cancel(r.Additions, removed)
+		r.Additions, removed = cancel(r.Additions, append(removed, e.dropped...))
 	}
-	r.Removals = make([]cid.Cid, len(removed))
-	for i, c := range removed {
-		r.Removals[i] = toCID(c)
-	}
-	e.tree.cache.put(w.shards...)
+	r.Removals = removed
+	e.tree.cache.replace(removed, w.shards)
 	r.Tree = e.tree
-	r.Tree.root = e.root.cid
+	r.Tree.root = e.root.cid.KeyString()
 	r.Tree.fresh = newFresh(e.tree.fresh.without(removed, w.shards))
 	return r
-}
-
-// draftBytes returns the size of the blocks of all shards in an edit.
-func draftBytes(s *shard) int {
-	n := s.size()
-	for i := range s.entries {
-		if child := s.entries[i].child; child != nil {
-			n += draftBytes(child)
-		}
-	}
-	return n
 }
 
 // A writer encodes and hashes the shards of an edit.
 type writer struct {
 	buf       []byte // what is left of the last allocation
-	left      int    // bytes yet to be written, at most
+	left      int    // bytes yet to be written
 	shards    []*shard
 	additions []car.Block
-	removed   []string
+	removed   []cid.Cid
+}
+
+// prepare makes room for a shard of an edit and its descendants.
+func (w *writer) prepare(s *shard) {
+	n := w.count(s)
+	w.shards = make([]*shard, 0, n)
+	w.additions = make([]car.Block, 0, n)
+	w.removed = make([]cid.Cid, 0, n)
+}
+
+// count adds the size of the blocks to left and returns their number.
+func (w *writer) count(s *shard) int {
+	n := 1
+	w.left += s.size()
+	for i := range s.entries {
+		if child := s.entries[i].child; child != nil {
+			n += w.count(child)
+		}
+	}
+	return n
 }
 
 // maxAlloc is the largest piece of memory that blocks share: keeping one of
@@ -272,7 +288,7 @@ func (w *writer) write(s *shard) {
 		n := &s.entries[i]
 		if n.child != nil {
 			w.write(n.child)
-			n.link, n.child = n.child.cid, nil
+			n.link, n.child = n.child.cid.KeyString(), nil
 		}
 	}
 	size := s.size()
@@ -292,39 +308,58 @@ func (w *writer) write(s *shard) {
 	if err != nil {
 		panic("pail: internal error: " + err.Error())
 	}
-	s.cid = c.KeyString()
-	if s.cid == s.old {
+	if s.cid = c; c == s.old {
 		return
 	}
-	if s.old != "" {
+	if s.old.Defined() {
 		w.removed = append(w.removed, s.old)
-		s.old = ""
+		s.old = cid.Undef
 	}
 	w.shards = append(w.shards, s)
 	w.additions = append(w.additions, car.Block{CID: c, Data: block})
 }
 
 // cancel takes the shards that are in both lists out of both.
-func cancel(additions []car.Block, removed []string) ([]car.Block, []string) {
-	gone := make(map[string]bool, len(removed))
+func cancel(added []car.Block, removed []cid.Cid) ([]car.Block, []cid.Cid) {
+	return addedOnly(added, removed), removedOnly(removed, added)
+}
+
+// addedOnly returns the blocks that are not in removed.
+func addedOnly(added []car.Block, removed []cid.Cid) []car.Block {
+	gone := make(map[cid.Cid]bool, len(removed))
 	for _, c := range removed {
 		gone[c] = true
 	}
-	additions = slices.DeleteFunc(additions, func(b car.Block) bool {
-		back := gone[b.CID.KeyString()]
-		delete(gone, b.CID.KeyString())
-		return back
-	})
-	removed = slices.DeleteFunc(removed, func(c string) bool { return !gone[c] })
-	return additions, removed
+	var only []car.Block
+	for _, b := range added {
+		if !gone[b.CID] {
+			only = append(only, b)
+		}
+	}
+	return only
+}
+
+// removedOnly returns the CIDs that are not in added.
+func removedOnly(removed []cid.Cid, added []car.Block) []cid.Cid {
+	back := make(map[cid.Cid]bool, len(added))
+	for _, b := range added {
+		back[b.CID] = true
+	}
+	var only []cid.Cid
+	for _, c := range removed {
+		if !back[c] {
+			only = append(only, c)
+		}
+	}
+	return only
 }
 
 // without returns shards and those of f that are not in removed.
-func (f *fresh) without(removed []string, shards []*shard) []*shard {
+func (f *fresh) without(removed []cid.Cid, shards []*shard) []*shard {
 	if f == nil {
 		return shards
 	}
-	gone := make(map[string]bool, len(removed))
+	gone := make(map[cid.Cid]bool, len(removed))
 	for _, c := range removed {
 		gone[c] = true
 	}

@@ -41,7 +41,7 @@ func GenesisBlocks() []car.Block {
 	return []car.Block{
 		{CID: GenesisHeader, Data: header.Encode()},
 		{CID: GenesisDoc, Data: doc},
-		{CID: toCID(emptyShard.cid), Data: emptyShard.append(nil)},
+		{CID: emptyShard.cid, Data: emptyShard.append(nil)},
 		{CID: GenesisRoot, Data: root.append(nil)},
 		{CID: GenesisEvent, Data: event},
 	}

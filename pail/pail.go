@@ -72,7 +72,7 @@ func Load(f clock.Fetcher, cache *Cache, root cid.Cid) Tree {
 
 // Empty returns the tree without keys.
 func Empty(f clock.Fetcher, cache *Cache) Tree {
-	return Tree{blocks: f, cache: cache, root: emptyShard.cid}
+	return Tree{blocks: f, cache: cache, root: emptyShard.cid.KeyString()}
 }
 
 // Root returns the CID of the root shard.
@@ -104,10 +104,10 @@ func (t Tree) shard(ctx context.Context, c, prefix string) (*shard, error) {
 }
 
 func (t Tree) read(ctx context.Context, c string) (*shard, error) {
-	if c == emptyShard.cid {
+	id := toCID(c)
+	if id == emptyShard.cid {
 		return emptyShard, nil
 	}
-	id := toCID(c)
 	if t.blocks == nil {
 		return nil, &clock.MissingError{CID: id}
 	}
@@ -115,7 +115,7 @@ func (t Tree) read(ctx context.Context, c string) (*shard, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := decodeShard(c, block)
+	s, err := decodeShard(id, block)
 	if err != nil {
 		return nil, err
 	}
@@ -244,7 +244,7 @@ func (t Tree) walkShards(ctx context.Context, link, prefix string, yield func(ca
 	}
 	// INVARIANT: a shard has one encoding, so this is the block that was read.
 	block := s.append(make([]byte, 0, s.size()))
-	return yield(car.Block{CID: toCID(s.cid), Data: block}, nil), nil
+	return yield(car.Block{CID: s.cid, Data: block}, nil), nil
 }
 
 // toCID turns a binary CID into a cid.Cid; "" gives cid.Undef.
@@ -275,7 +275,7 @@ func newFresh(list []*shard) *fresh {
 	if len(list) > longList {
 		f.byCID = make(map[string]*shard, len(list))
 		for _, s := range list {
-			f.byCID[s.cid] = s
+			f.byCID[s.cid.KeyString()] = s
 		}
 	}
 	return f
@@ -289,7 +289,7 @@ func (f *fresh) get(c string) *shard {
 		return f.byCID[c]
 	}
 	for _, s := range f.list {
-		if s.cid == c {
+		if s.cid.KeyString() == c {
 			return s
 		}
 	}

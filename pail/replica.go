@@ -183,11 +183,11 @@ func checkOps(ops []Op, batch bool) error {
 // addEmpty makes the shard of the empty map part of the first write of a
 // ledger, as Pail does. A batch leaves it out unless it is the root.
 func addEmpty(r Result, batch bool) Result {
-	if batch && r.Tree.root != emptyShard.cid {
+	if batch && r.Tree.root != emptyShard.cid.KeyString() {
 		r.Removals = nil
 		return r
 	}
-	empty := car.Block{CID: toCID(emptyShard.cid), Data: emptyShard.append(nil)}
+	empty := car.Block{CID: emptyShard.cid, Data: emptyShard.append(nil)}
 	r.Additions = append([]car.Block{empty}, r.Additions...)
 	return r
 }
@@ -199,39 +199,9 @@ func join(first, second Result) Result {
 	if len(first.Additions) == 0 && len(first.Removals) == 0 {
 		return second
 	}
-	return Result{
-		Tree:      second.Tree,
-		Additions: append(addedOnly(first.Additions, second.Removals), addedOnly(second.Additions, first.Removals)...),
-		Removals:  append(removedOnly(first.Removals, second.Additions), removedOnly(second.Removals, first.Additions)...),
-	}
-}
-
-func addedOnly(added []car.Block, removed []cid.Cid) []car.Block {
-	gone := make(map[cid.Cid]bool, len(removed))
-	for _, c := range removed {
-		gone[c] = true
-	}
-	var only []car.Block
-	for _, b := range added {
-		if !gone[b.CID] {
-			only = append(only, b)
-		}
-	}
-	return only
-}
-
-func removedOnly(removed []cid.Cid, added []car.Block) []cid.Cid {
-	back := make(map[cid.Cid]bool, len(added))
-	for _, b := range added {
-		back[b.CID] = true
-	}
-	var only []cid.Cid
-	for _, c := range removed {
-		if !back[c] {
-			only = append(only, c)
-		}
-	}
-	return only
+	// INVARIANT: what one commit adds the other does not, and so for removals.
+	added, removed := cancel(slices.Concat(first.Additions, second.Additions), slices.Concat(first.Removals, second.Removals))
+	return Result{Tree: second.Tree, Additions: added, Removals: removed}
 }
 
 // Check computes the root of an event from its parents and its operations and

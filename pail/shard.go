@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/ipfs/go-cid"
+
 	"fpnode/internal/dagcbor"
 )
 
@@ -27,8 +29,8 @@ var ErrShard = errors.New("not a valid shard")
 //
 // A shard is immutable once it has a cid. Before that it belongs to an Edit.
 type shard struct {
-	cid     string // binary; "" while being edited
-	old     string // being edited: the cid before, "" if it is new
+	cid     cid.Cid // undefined while being edited
+	old     cid.Cid // being edited: the cid before; undefined if it is new
 	prefix  string
 	entries []entry
 }
@@ -51,7 +53,7 @@ const (
 // emptyShard is the root of a tree without keys. It need not be stored.
 var emptyShard = func() *shard {
 	s := &shard{}
-	s.cid = dagcbor.Sum(s.append(nil)).KeyString()
+	s.cid = dagcbor.Sum(s.append(nil))
 	return s
 }()
 
@@ -122,9 +124,9 @@ func (s *shard) append(dst []byte) []byte {
 	return append(dst, shardTail...)
 }
 
-// decodeShard decodes the block with a binary CID. The caller checks that the
+// decodeShard decodes the block with a CID. The caller checks that the
 // prefix is the right one.
-func decodeShard(c string, block []byte) (*shard, error) {
+func decodeShard(c cid.Cid, block []byte) (*shard, error) {
 	if len(block) > MaxShardBytes {
 		return nil, fmt.Errorf("%w: %d bytes", ErrShard, len(block))
 	}

@@ -222,7 +222,7 @@ func TestShardVectors(t *testing.T) {
 			if s.size() != len(block) {
 				t.Errorf("size %d, want %d", s.size(), len(block))
 			}
-			got, err := decodeShard(c.KeyString(), block)
+			got, err := decodeShard(c, block)
 			if err != nil {
 				t.Fatal(err)
 			}
