@@ -1,0 +1,331 @@
+package blockstore
+
+import (
+	"bytes"
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"fpnode/internal/planted"
+)
+
+// cryptFS is the file system that pebble sees: the base one with the content of every file encrypted.
+//
+//	+----------------------------+----------------+--------------------------------------------+
+//	| magic 8  "fpenc" 00 00 01  | nonce 32       | 24 zero bytes | content, AES-CTR from block 0 |
+//	+----------------------------+----------------+--------------------------------------------+
+//
+// The key of a file follows from its random nonce and the home's master key, so the counter of each file starts at 0.
+// Within a file no byte is ever written twice: files are written from front to back, and a file given out for reuse is
+// a new one. So no two plaintexts meet one keystream. There is no authentication: pebble has checksums against chance,
+// and whoever writes to the disk on purpose finds that every block read is checked against its hash.
+type cryptFS struct {
+	vfs.FS
+	vault Vault
+
+	// patient makes writes wait while the disk is full, instead of failing: pebble would not survive a failed write of
+	// its manifest, and retries a failed flush at once and forever. Commits are refused before it comes to that.
+	patient func() bool
+	// trouble returns how long to wait before the next new file after a background error, for the same reason.
+	trouble func() time.Duration
+	closing chan struct{}
+}
+
+const cryptHeaderBytes = 64
+
+var cryptMagic = []byte("fpenc\x00\x00\x01")
+
+// errRewrite says that pebble does what this file system has no safe answer to.
+var errRewrite = errors.New("an encrypted file is written from front to back once")
+
+func (c *cryptFS) Unwrap() vfs.FS { return c.FS }
+
+func (c *cryptFS) Create(name string, category vfs.DiskWriteCategory) (vfs.File, error) {
+	c.wait(c.trouble())
+	f, err := c.FS.Create(name, category)
+	if err != nil {
+		return nil, err
+	}
+	cf, err := c.fresh(name, f)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return cf, nil
+}
+
+// fresh gives a new, empty file its header.
+func (c *cryptFS) fresh(name string, f vfs.File) (*cryptFile, error) {
+	if err := ownerOnly(c.FS, name, fileMode); err != nil {
+		return nil, err
+	}
+	var nonce [32]byte
+	rand.Read(nonce[:])
+	if planted.ReuseFileNonce {
+		nonce = [32]byte{}
+	}
+	header := append(bytes.Clone(cryptMagic), nonce[:]...)
+	header = append(header, make([]byte, cryptHeaderBytes-len(header))...)
+	if err := c.retry(func() error { _, err := f.Write(header); return err }); err != nil {
+		return nil, err
+	}
+	block, err := c.vault.FileCipher(nonce)
+	if err != nil {
+		return nil, err
+	}
+	return &cryptFile{File: f, fs: c, block: block, writing: true}, nil
+}
+
+func (c *cryptFS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
+	f, err := c.FS.Open(name, opts...)
+	if err != nil {
+		return nil, err
+	}
+	cf, err := c.existing(name, f)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return cf, nil
+}
+
+// existing reads the header of a file. A header that a crash left out, cut off or zero, makes an empty file: nothing
+// of it was ever synced.
+func (c *cryptFS) existing(name string, f vfs.File) (*cryptFile, error) {
+	var header [cryptHeaderBytes]byte
+	n, err := f.ReadAt(header[:], 0)
+	if n < len(header) {
+		if err != nil && err != io.EOF {
+			return nil, err
+		}
+		return &cryptFile{File: f, fs: c, empty: true}, nil
+	}
+	if header == [cryptHeaderBytes]byte{} {
+		return &cryptFile{File: f, fs: c, empty: true}, nil
+	}
+	if !bytes.HasPrefix(header[:], cryptMagic) {
+		return nil, fmt.Errorf("%s is not a file of this index", name)
+	}
+	block, err := c.vault.FileCipher([32]byte(header[len(cryptMagic):]))
+	if err != nil {
+		return nil, err
+	}
+	return &cryptFile{File: f, fs: c, block: block}, nil
+}
+
+// OpenReadWrite opens a file to append to it.
+func (c *cryptFS) OpenReadWrite(name string, category vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
+	f, err := c.FS.OpenReadWrite(name, category, opts...)
+	if err != nil {
+		return nil, err
+	}
+	cf, err := c.appending(name, f)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return cf, nil
+}
+
+func (c *cryptFS) appending(name string, f vfs.File) (*cryptFile, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() == 0 {
+		return c.fresh(name, f)
+	}
+	cf, err := c.existing(name, f)
+	if err != nil {
+		return nil, err
+	}
+	if cf.empty {
+		return nil, fmt.Errorf("%s is not a file of this index", name)
+	}
+	cf.writing, cf.appending, cf.pos = true, true, info.Size()-cryptHeaderBytes
+	return cf, nil
+}
+
+// ReuseForWrite makes a new file: the old one's keystream is spent.
+func (c *cryptFS) ReuseForWrite(oldname, newname string, category vfs.DiskWriteCategory) (vfs.File, error) {
+	if err := c.FS.Remove(oldname); err != nil {
+		return nil, err
+	}
+	return c.Create(newname, category)
+}
+
+func (c *cryptFS) Stat(name string) (vfs.FileInfo, error) {
+	info, err := c.FS.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	return cryptInfo{info}, nil
+}
+
+// wait sleeps for d, or until the store closes.
+func (c *cryptFS) wait(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-c.closing:
+	}
+}
+
+// retry repeats a write while the disk is full.
+func (c *cryptFS) retry(write func() error) error {
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+		err := write()
+		if !diskFull(err) || !c.patient() {
+			return err
+		}
+		c.wait(pause)
+	}
+}
+
+// cryptInfo shows the size of the content.
+type cryptInfo struct{ vfs.FileInfo }
+
+func (i cryptInfo) Size() int64 {
+	if i.IsDir() {
+		return i.FileInfo.Size()
+	}
+	return max(0, i.FileInfo.Size()-cryptHeaderBytes)
+}
+
+// cryptFile is a file of a cryptFS.
+type cryptFile struct {
+	vfs.File
+	fs      *cryptFS
+	block   cipher.Block
+	empty   bool
+	writing bool
+	// appending says that the base file was not made here, so that its own position is at the start.
+	appending bool
+
+	pos int64 // of the next Read or Write in the content
+	err error // of the first failed Write; it sticks, so that no byte is written twice
+}
+
+// xor encrypts or decrypts b, which is the content from off on, into dst.
+func (f *cryptFile) xor(dst, b []byte, off int64) {
+	var counter [16]byte
+	binary.BigEndian.PutUint64(counter[8:], uint64(off/16))
+	stream := cipher.NewCTR(f.block, counter[:])
+	if skip := off % 16; skip > 0 {
+		var skipped [16]byte
+		stream.XORKeyStream(skipped[:skip], skipped[:skip])
+	}
+	stream.XORKeyStream(dst, b)
+}
+
+func (f *cryptFile) Read(p []byte) (int, error) {
+	n, err := f.ReadAt(p, f.pos)
+	f.pos += int64(n)
+	if n > 0 && err == io.EOF {
+		err = nil
+	}
+	return n, err
+}
+
+func (f *cryptFile) ReadAt(p []byte, off int64) (int, error) {
+	if f.empty {
+		return 0, io.EOF
+	}
+	n, err := f.File.ReadAt(p, off+cryptHeaderBytes)
+	f.xor(p[:n], p[:n], off)
+	return n, err
+}
+
+// scratch holds ciphertext on its way to the disk: the caller's plaintext is not overwritten.
+var scratch = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
+func (f *cryptFile) Write(p []byte) (int, error) {
+	if !f.writing {
+		return 0, errRewrite
+	}
+	if f.err != nil {
+		return 0, f.err
+	}
+	buf := scratch.Get().(*[32 << 10]byte)
+	defer scratch.Put(buf)
+	done := 0
+	for done < len(p) {
+		sealed := buf[:min(len(buf), len(p)-done)]
+		f.xor(sealed, p[done:done+len(sealed)], f.pos)
+		n := 0
+		f.err = f.fs.retry(func() error {
+			m, err := f.write(sealed[n:], f.pos+int64(n))
+			n += m
+			if err == nil && n < len(sealed) {
+				err = io.ErrShortWrite
+			}
+			return err
+		})
+		done += n
+		f.pos += int64(n)
+		if f.err != nil {
+			return done, f.err
+		}
+	}
+	return done, nil
+}
+
+func (f *cryptFile) write(sealed []byte, pos int64) (int, error) {
+	if f.appending {
+		return f.File.WriteAt(sealed, pos+cryptHeaderBytes)
+	}
+	return f.File.Write(sealed)
+}
+
+func (f *cryptFile) WriteAt(p []byte, off int64) (int, error) {
+	if off != f.pos {
+		return 0, errRewrite
+	}
+	return f.Write(p)
+}
+
+func (f *cryptFile) Stat() (vfs.FileInfo, error) {
+	info, err := f.File.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return cryptInfo{info}, nil
+}
+
+func (f *cryptFile) Preallocate(off, length int64) error {
+	return f.File.Preallocate(off+cryptHeaderBytes, length)
+}
+
+func (f *cryptFile) Prefetch(off, length int64) error {
+	return f.File.Prefetch(off+cryptHeaderBytes, length)
+}
+
+func (f *cryptFile) SyncTo(length int64) (bool, error) {
+	return f.File.SyncTo(length + cryptHeaderBytes)
+}
+
+// The widest modes that files and directories of a home may have.
+const (
+	fileMode os.FileMode = 0o600
+	dirMode  os.FileMode = 0o700
+)
+
+// onDisk reports whether fs is the operating system's, which has modes.
+func onDisk(fs vfs.FS) bool { return vfs.Root(fs) == vfs.Default }
+
+// ownerOnly takes the rights of all others away from a file just made.
+func ownerOnly(fs vfs.FS, name string, mode os.FileMode) error {
+	if !onDisk(fs) {
+		return nil
+	}
+	return os.Chmod(name, mode)
+}

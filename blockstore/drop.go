@@ -1,0 +1,71 @@
+package blockstore
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+func be32(b []byte) uint32 { return binary.BigEndian.Uint32(b) }
+
+// finishDrop removes what is left of a ledger whose directory has been renamed: first what the index has, and only
+// when that is on disk the segments, so that a crash leaves something to find and finish.
+func (s *Store) finishDrop(id [32]byte) error {
+	s.mu.Lock()
+	l := s.ledgers[id]
+	s.mu.Unlock()
+	if l != nil && l.number.Load() != 0 {
+		b := s.index.db.NewBatch()
+		defer b.Close()
+		if err := s.dropIndex(b, l.number.Load()); err != nil {
+			return err
+		}
+		if err := b.Delete(ledgerKey(id), nil); err != nil {
+			return err
+		}
+		if err := s.index.commit(b); err != nil {
+			return err
+		}
+		if err := s.index.flush(context.Background()); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		delete(s.byNumber, l.number.Load())
+		s.mu.Unlock()
+	}
+	if err := s.fs.RemoveAll(s.ledgerDir(id) + dropSuffix); err != nil {
+		return err
+	}
+	if err := syncDir(s.fs, s.fs.PathJoin(s.dir, ledgersDir)); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.ledgers, id)
+	s.mu.Unlock()
+	return nil
+}
+
+// dropIndex deletes all that the index knows of a ledger but its number.
+func (s *Store) dropIndex(b *pebble.Batch, num uint32) error {
+	for _, prefix := range []byte{keyIn, keyDerived} {
+		space := keyspace(prefix, num)
+		if err := b.DeleteRange(space, after(space), nil); err != nil {
+			return err
+		}
+	}
+	it, err := s.index.db.NewIter(&pebble.IterOptions{LowerBound: []byte{keyWire}, UpperBound: []byte{keyWire + 1}})
+	if err != nil {
+		return fmt.Errorf("reading the index: %w", err)
+	}
+	for it.First(); it.Valid(); it.Next() {
+		if k := it.Key(); be32(k[len(k)-4:]) == num {
+			if err := b.Delete(k, nil); err != nil {
+				it.Close()
+				return err
+			}
+		}
+	}
+	return it.Close()
+}
