@@ -132,7 +132,11 @@ func syncDir(fsys vfs.FS, dir string) error {
 }
 
 // removeTemps removes what a crash left behind. Nobody may be writing.
-func removeTemps(fsys vfs.FS, dir string, names []string) error {
+func removeTemps(fsys vfs.FS, dir string) error {
+	names, err := fsys.List(dir)
+	if err != nil {
+		return err
+	}
 	for _, name := range names {
 		if strings.HasSuffix(name, tempSuffix) {
 			if err := fsys.Remove(fsys.PathJoin(dir, name)); err != nil {

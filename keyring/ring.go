@@ -141,17 +141,17 @@ func (r *Ring) open() error {
 	if err != nil {
 		return fileError(path, err)
 	}
-	files, err := r.fs.List(r.dir)
-	if err != nil {
-		return err
-	}
-	return r.load(files)
+	return r.load()
 }
 
 // firstUse makes the device file, unless another process was faster.
 func (r *Ring) firstUse() error {
-	// The directory may be what a killed process made and did not sync.
-	if err := syncDir(r.fs, r.fs.PathDir(r.dir)); err != nil {
+	// The directory and the one above may be what a killed process made and did not sync.
+	parent := r.fs.PathDir(r.dir)
+	if err := syncDir(r.fs, r.fs.PathDir(parent)); err != nil && !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	if err := syncDir(r.fs, parent); err != nil {
 		return err
 	}
 	lock, err := r.lock()
@@ -199,8 +199,16 @@ func (r *Ring) lock() (io.Closer, error) {
 	return lock, nil
 }
 
-// load makes r.ledgers what the files say.
-func (r *Ring) load(files []string) error {
+// load makes r.ledgers what the files say, once the files are durable: a process that was killed may have
+// put a key in place and not synced it, and what we seal with that key must not outlive it.
+func (r *Ring) load() error {
+	if err := syncDir(r.fs, r.dir); err != nil {
+		return err
+	}
+	files, err := r.fs.List(r.dir)
+	if err != nil {
+		return err
+	}
 	ledgers := make(map[LedgerID]Entry)
 	names := make(map[string]string)
 	for _, file := range files {
@@ -365,14 +373,10 @@ func (r *Ring) change(write func() (uncertain bool, err error), apply func()) er
 		return err
 	}
 	defer lock.Close()
-	files, err := r.fs.List(r.dir)
-	if err != nil {
+	if err := removeTemps(r.fs, r.dir); err != nil {
 		return err
 	}
-	if err := removeTemps(r.fs, r.dir, files); err != nil {
-		return err
-	}
-	if err := r.load(files); err != nil {
+	if err := r.load(); err != nil {
 		return err
 	}
 	if uncertain, err := write(); err != nil {
