@@ -84,7 +84,7 @@ func digest(c cid.Cid) (string, bool) {
 // envelope). Accept has checked that the envelope says the same, so it is not stored again.
 func ivOf(nameDigest string) (iv [12]byte) {
 	iv[0], iv[1] = multihash.SHA2_256, digestBytes
-	for i := range nameDigest {
+	for i := range len(nameDigest) {
 		iv[(i+2)%len(iv)] ^= nameDigest[i]
 	}
 	return iv
