@@ -1,0 +1,397 @@
+package ledger
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/ipfs/go-cid"
+
+	"fpnode/blockstore"
+	"fpnode/clock"
+	"fpnode/internal/car"
+	"fpnode/pail"
+)
+
+// load makes the state that belongs to the store's tips: the one the view recorded if it is of these tips, else the
+// view is brought up to date, or made from nothing if it is not there or makes no sense. The store's own errors pass:
+// a tip whose CAR cannot be read is never skipped.
+func (l *Ledger) load(ctx context.Context) error {
+	tips := l.store.Tips()
+	note, err := l.store.Note(noteJoined)
+	if err != nil {
+		return fmt.Errorf("reading joined heads: %w", err)
+	}
+	joined, err := splitCIDs(note)
+	if err != nil {
+		return fmt.Errorf("reading joined heads: %w", err)
+	}
+	s, recorded, err := l.recordedState()
+	if err != nil {
+		return err
+	}
+	if s != nil && slices.Equal(recorded, metaCIDs(tips)) && slices.Equal(s.joined, joined) {
+		s.tips = tips
+		l.state.Store(s)
+		return nil
+	}
+	if s != nil {
+		if err = l.catchUp(ctx, s, tips, joined); err == nil || !errors.Is(err, errView) {
+			return err
+		}
+		l.log.Warn("view is made again", "reason", err)
+	}
+	l.dropIndex()
+	// The changes are numbered anew: no index may be written by the old numbers.
+	release := l.indexTurns.all()
+	defer release()
+	if err := l.view.d.Reset(); err != nil {
+		return fmt.Errorf("emptying the view: %w", err)
+	}
+	return l.catchUp(ctx, &state{}, tips, joined)
+}
+
+// errView is wrapped by errors that say that the view itself cannot be used.
+var errView = errors.New("view is not usable")
+
+// recordedState is the state record of the view, nil if there is none that can be read.
+func (l *Ledger) recordedState() (s *state, tips []cid.Cid, err error) {
+	b, ok, err := l.view.d.Get([]byte{keyState})
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the view: %w", err)
+	}
+	if !ok {
+		return nil, nil, nil
+	}
+	st, tips, err := parseState(b)
+	if err != nil {
+		l.log.Warn("view is made again", "reason", err)
+		return nil, nil, nil
+	}
+	return &st, tips, nil
+}
+
+// catchUp brings the view from an older state to that of the tips, as a merge does once it is durable.
+func (l *Ledger) catchUp(ctx context.Context, old *state, tips []blockstore.Meta, joined []cid.Cid) error {
+	l.state.Store(old)
+	l.blocks, l.merged = newOverlay(l.store), false
+	heads := slices.Clone(joined)
+	var tipHeads [][]cid.Cid
+	for _, t := range tips {
+		h, ok, err := l.storedHeader(ctx, t.Group[0].Name)
+		if err != nil {
+			return fmt.Errorf("reading the header of tip %s: %w", t.CID, err)
+		}
+		if !ok || !h.HasHead {
+			return fmt.Errorf("tip %s leads to no head", t.CID)
+		}
+		l.tipHeads[t.CID] = h.Head
+		tipHeads = append(tipHeads, h.Head)
+		heads = append(heads, h.Head...)
+	}
+	if len(heads) == 0 {
+		if len(old.head) > 0 {
+			return fmt.Errorf("%w: it is of a ledger with tips", errView)
+		}
+		return nil
+	}
+	if err := l.readyTrie(ctx, old); err != nil {
+		return fmt.Errorf("%w: %w", errView, err)
+	}
+	m, err := l.beginMerge(ctx, old, nil)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errView, err)
+	}
+	x := m.replica.Index
+	// A long update that was cut off may have left records that the state does not count.
+	m.old = &state{head: old.head, root: old.root, docs: old.docs, events: uint32(x.Len())}
+	if m.old.changes, err = l.view.lastChange(); err != nil {
+		return err
+	}
+	l.indexMu.Lock()
+	m.events, err = x.Fill(ctx, m.blocks, heads)
+	l.indexMu.Unlock()
+	if err != nil {
+		return fmt.Errorf("reading the events of the tips: %w", err)
+	}
+	for _, h := range heads {
+		m.head = x.Advance(m.head, h)
+	}
+	if err := m.settle(ctx); err != nil {
+		return err
+	}
+	m.next.tips, m.next.joined, m.next.head = tips, joined, orderHead(m.head, tipHeads)
+	m.recount = true
+	return m.show(ctx)
+}
+
+// ready makes the writer's own state whole before it changes anything: the view follows the tips, and of several
+// heads the shards of the merged trie are there.
+func (l *Ledger) ready(ctx context.Context) error {
+	if l.behind {
+		if err := l.load(ctx); err != nil {
+			return fmt.Errorf("bringing the view up to date: %w", err)
+		}
+		l.behind = false
+	}
+	return l.readyTrie(ctx, l.state.Load())
+}
+
+// readyTrie finds the shards of the merged trie of several heads.
+func (l *Ledger) readyTrie(ctx context.Context, s *state) error {
+	if len(s.head) < 2 || l.merged {
+		return nil
+	}
+	x, err := l.loadedIndex()
+	if err != nil {
+		return err
+	}
+	made := newOverlay(l.blocks)
+	res, err := rootAt(ctx, &pail.Replica{Blocks: made, Index: x, Cache: l.shards}, made, s.head)
+	if err != nil {
+		return fmt.Errorf("computing the merged root: %w", err)
+	}
+	if res.Tree.Root() != s.root {
+		return fmt.Errorf("merged root is %s, the view has %s", res.Tree.Root(), s.root)
+	}
+	l.blocks = newOverlay(l.store)
+	l.blocks.add(res.Additions)
+	l.merged = true
+	return nil
+}
+
+// trieOf is the trie of the current state.
+func (l *Ledger) trieOf(s *state) pail.Tree {
+	if len(s.head) == 0 {
+		return pail.Empty(l.blocks, l.shards)
+	}
+	return pail.Load(l.blocks, l.shards, s.root)
+}
+
+// Trie is the Pail of the current documents, with the shards that a merge of several heads made and no CAR holds yet.
+func (l *Ledger) Trie(ctx context.Context) (t pail.Tree, err error) {
+	err = l.exclusive(ctx, func() error {
+		if err := l.ready(ctx); err != nil {
+			return err
+		}
+		t = l.trieOf(l.state.Load())
+		return nil
+	})
+	return t, err
+}
+
+// rootAt is the trie at a head. If shards of the heads' common ancestor are gone they are made again from the events
+// and put into blocks.
+func rootAt(ctx context.Context, r *pail.Replica, blocks *overlay, head []cid.Cid) (pail.Result, error) {
+	res, err := r.Root(ctx, head)
+	if !errors.Is(err, clock.ErrMissing) {
+		return res, err
+	}
+	a, err := r.Index.CommonAncestor(head)
+	if err != nil {
+		return pail.Result{}, err
+	}
+	shards, err := rebuild(ctx, r, a)
+	if err != nil {
+		return pail.Result{}, err
+	}
+	blocks.add(shards)
+	return r.Root(ctx, head)
+}
+
+// rebuild makes the shards of an event's root from the events alone: the operations since the genesis, in the order
+// in which Pail applies them, on the empty trie. If that does not give the root which the event names, the shards are
+// reported missing.
+func rebuild(ctx context.Context, r *pail.Replica, e cid.Cid) ([]car.Block, error) {
+	var ops [][]pail.Op // newest first
+	var want cid.Cid
+	for at := e; ; {
+		ev, data, err := r.Event(ctx, at)
+		if err != nil {
+			return nil, err
+		}
+		if at == e {
+			want = data.Root
+		}
+		ops = append(ops, data.Ops)
+		if len(ev.Parents) == 0 {
+			break
+		}
+		ancestor, order, err := r.Index.Replay(ev.Parents)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range slices.Backward(order) {
+			_, data, err := r.Event(ctx, c)
+			if err != nil {
+				return nil, err
+			}
+			ops = append(ops, data.Ops)
+		}
+		at = ancestor
+	}
+	edit := pail.Empty(r.Blocks, r.Cache).Edit()
+	for _, list := range slices.Backward(ops) {
+		for _, o := range list {
+			var err error
+			if o.Del {
+				err = edit.Del(ctx, o.Key)
+			} else {
+				err = edit.Put(ctx, o.Key, o.Value)
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+	}
+	res := edit.Commit()
+	if res.Tree.Root() != want {
+		return nil, &clock.MissingError{CID: want}
+	}
+	return res.Additions, nil
+}
+
+// ancestry is the index for a reader, who must call done and may do nothing slow before.
+func (l *Ledger) ancestry() (x *clock.Index, done func(), err error) {
+	for {
+		l.indexMu.RLock()
+		if l.index != nil {
+			return l.index, l.indexMu.RUnlock, nil
+		}
+		l.indexMu.RUnlock()
+		if _, err := l.loadedIndex(); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+// loadedIndex reads the index from the view if it is not in memory. Only the writer may use the result without lock.
+func (l *Ledger) loadedIndex() (*clock.Index, error) {
+	l.indexMu.Lock()
+	defer l.indexMu.Unlock()
+	if l.index != nil {
+		return l.index, nil
+	}
+	x := clock.NewIndex()
+	for e, err := range l.view.events(0) {
+		if err != nil {
+			return nil, fmt.Errorf("loading events: %w", err)
+		}
+		if int(e.seq) != x.Len() {
+			return nil, fmt.Errorf("%w: event %d is missing", errView, x.Len())
+		}
+		if added, err := x.Add(e.cid, e.parents); err != nil || len(added) != 1 {
+			return nil, fmt.Errorf("%w: event %s does not follow: %w", errView, e.cid, err)
+		}
+	}
+	l.index = x
+	return x, nil
+}
+
+// extendIndex adds events that the view has taken in, if the index is in memory.
+func (l *Ledger) extendIndex(events []eventRow) {
+	l.indexMu.Lock()
+	defer l.indexMu.Unlock()
+	if l.index == nil {
+		return
+	}
+	for _, e := range events {
+		_, err := l.index.Add(e.cid, e.parents)
+		if seq, ok := l.index.Seq(e.cid); err != nil || !ok || seq != e.seq {
+			l.index = nil // it is read again when somebody asks
+			return
+		}
+	}
+}
+
+func (l *Ledger) dropIndex() {
+	l.indexMu.Lock()
+	defer l.indexMu.Unlock()
+	l.index = nil
+}
+
+// storedHeader reads the header of a CAR in the store, false if there is none or only the name is known.
+func (l *Ledger) storedHeader(ctx context.Context, n blockstore.Name) (car.Header, bool, error) {
+	blocks, err := l.store.BlocksOf(ctx, n)
+	if errors.Is(err, blockstore.ErrNotFound) || err == nil && len(blocks) == 0 {
+		return car.Header{}, false, nil
+	}
+	if err != nil {
+		return car.Header{}, false, err
+	}
+	b, err := l.store.Block(ctx, blocks[0])
+	if err != nil {
+		return car.Header{}, false, err
+	}
+	h, err := car.DecodeHeader(b)
+	if err != nil {
+		return car.Header{}, false, fmt.Errorf("CAR %s: %w", n, err)
+	}
+	return h, true, nil
+}
+
+// tipCandidates is the tips of a state with their heads.
+func (l *Ledger) tipCandidates(ctx context.Context, s *state) ([]candidate, error) {
+	var out []candidate
+	for _, t := range s.tips {
+		head, ok := l.tipHeads[t.CID]
+		if !ok {
+			h, found, err := l.storedHeader(ctx, t.Group[0].Name)
+			if err != nil {
+				return nil, err
+			}
+			if !found {
+				return nil, fmt.Errorf("the CAR of tip %s has no header", t.CID)
+			}
+			head = h.Head
+			l.tipHeads[t.CID] = head
+		}
+		out = append(out, candidate{Meta: t, head: head})
+	}
+	return out, nil
+}
+
+// lastChange is the highest number of a change record.
+func (v *view) lastChange() (uint64, error) {
+	for kv, err := range v.d.Scan([]byte{keyChange}, []byte{keyChange + 1}, true) {
+		if err != nil {
+			return 0, err
+		}
+		if len(kv.Key) != 9 {
+			return 0, fmt.Errorf("%w: malformed change record", errView)
+		}
+		return binary.BigEndian.Uint64(kv.Key[1:]), nil
+	}
+	return 0, nil
+}
+
+// countListed counts the documents that AllDocs lists.
+func (v *view) countListed() (uint64, error) {
+	var n uint64
+	for r, err := range v.entries("", "", false) {
+		if err != nil {
+			return 0, err
+		}
+		if r.listed() {
+			n++
+		}
+	}
+	return n, nil
+}
+
+func splitCIDs(b []byte) ([]cid.Cid, error) {
+	var out []cid.Cid
+	for ; len(b) > 0; b = b[cidBytes:] {
+		if len(b) < cidBytes {
+			return nil, errors.New("half a CID")
+		}
+		c, err := cid.Cast(b[:cidBytes])
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
