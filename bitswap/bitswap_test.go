@@ -443,8 +443,8 @@ func TestOneFetchLeavesRoomForOthers(t *testing.T) {
 			t.Error("something arrived")
 		}
 	}()
-	waitFor(t, "wants", func() bool { return len(b.boxo.GetWantlist()) >= batchWants*batchesPerFetch })
-	if n := len(b.boxo.GetWantlist()); n > batchWants*batchesPerFetch || n > MaxWants {
+	waitFor(t, "wants", func() bool { return len(b.boxo.GetWantlist()) >= batchWants*batchesAtFirst })
+	if n := len(b.boxo.GetWantlist()); n > batchWants*batchesAtFirst {
 		t.Errorf("%d wants", n)
 	}
 	a := newNode(t, "a")

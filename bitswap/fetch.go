@@ -43,8 +43,10 @@ func (x *Exchange) Fetch(ctx context.Context, from []peer.ID, refs []blockstore.
 				f.large = append(f.large, ref)
 			}
 		}
-		for range batchesPerFetch {
-			workers.Go(func() { f.work(ctx) })
+		f.grow = func() { workers.Go(func() { f.work(ctx) }) }
+		f.workers = batchesAtFirst
+		for range batchesAtFirst {
+			f.grow()
 		}
 		go func() {
 			workers.Wait()
@@ -73,9 +75,24 @@ type fetch struct {
 	session exchange.Fetcher
 	results chan result
 
-	mu    sync.Mutex
-	small []blockstore.Ref // of one raw block
-	large []blockstore.Ref // UnixFS files
+	grow    func() // starts a worker
+	mu      sync.Mutex
+	workers int              // started
+	small   []blockstore.Ref // of one raw block
+	large   []blockstore.Ref // UnixFS files
+}
+
+// arrived is called when all of a batch did: this fetch may do more at a time.
+func (f *fetch) arrived() {
+	f.mu.Lock()
+	more := f.workers < batchesPerFetch && len(f.small)+len(f.large) > 0
+	if more {
+		f.workers++
+	}
+	f.mu.Unlock()
+	if more {
+		f.grow()
+	}
 }
 
 // next takes work off the lists. Both results are empty when there is none left.
@@ -114,7 +131,11 @@ func (f *fetch) work(ctx context.Context) {
 				}
 				byWire[ref.Wire.Cid] = append(byWire[ref.Wire.Cid], ref)
 			}
+			blocks := 0
 			f.batch(ctx, cids, func(c cid.Cid, b []byte) {
+				if blocks++; blocks == len(cids) {
+					f.arrived()
+				}
 				for i, ref := range byWire[c] {
 					if int64(len(b)) != ref.Size {
 						continue
@@ -184,6 +205,7 @@ func (f *fetch) one(ctx context.Context, ref blockstore.Ref) {
 		}
 	}
 	if sealed, ok := f.file(ctx, ref); ok {
+		f.arrived()
 		f.yield(ctx, ref, sealed)
 	}
 }

@@ -10,11 +10,13 @@ const (
 	MaxWants = batchWants * batches
 
 	// batchWants and batchBytes bound what is asked for together; batches bounds the
-	// batches under way, batchesPerFetch those of one Fetch, so that one that waits
-	// for a silent peer leaves room for others.
+	// batches under way, batchesPerFetch those of one Fetch. A Fetch begins with
+	// batchesAtFirst and has one more for each that arrived, so that one that waits for
+	// a silent peer leaves room for others.
 	batchWants      = 62
 	batchBytes      = 8 << 20
 	batches         = 8
+	batchesAtFirst  = 2
 	batchesPerFetch = 6
 
 	// maxWireBytes bounds one sealed CAR: 1 GiB of file and its framing.
