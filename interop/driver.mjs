@@ -57,6 +57,18 @@ function limit(p, ms, what) {
   return Promise.race([p, late]).finally(() => clearTimeout(t));
 }
 
+// holder finds the store that has the CARs of a group: what a database merged stays in the store it came from.
+async function holder(cars, first) {
+  for (const db of [dbs.get(first), ...dbs.values()]) {
+    const store = loader(db).attachedStores.local();
+    try {
+      for (const c of cars) await store.active.car.load(c);
+      return store;
+    } catch { /* not there */ }
+  }
+  throw new Error(`no open database has ${cids(cars)}`);
+}
+
 const ops = {
   async open({ db, name, base, keybag }) {
     const opts = base
@@ -111,8 +123,8 @@ const ops = {
   async merge({ db, from }) {
     const a = dbs.get(db), b = dbs.get(from);
     await settle(b);
-    for (const cars of loader(b).carLog.asArray().reverse())
-      await loader(a).handleDbMetasFromStore([{ cars }], loader(b).attachedStores.local());
+    for (const cars of loader(b).carLog.asArray().toReversed())
+      await loader(a).handleDbMetasFromStore([{ cars }], await holder(cars, from));
     return ops.head({ db });
   },
   async compact({ db }) { await dbs.get(db).compact(); await settle(dbs.get(db)); return ops.state({ db }); },
