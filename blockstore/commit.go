@@ -153,7 +153,11 @@ func (l *Ledger) Commit(ctx context.Context, old []cid.Cid, b Batch) error {
 	l.state, l.sealing, l.roll = st, sealing, false
 	l.mu.Lock()
 	l.tips = p.tips
+	tell := l.onCommit
 	l.mu.Unlock()
+	if tell != nil {
+		tell(p.refs)
+	}
 	return nil
 }
 
@@ -161,6 +165,7 @@ func (l *Ledger) Commit(ctx context.Context, old []cid.Cid, b Batch) error {
 type plan struct {
 	rec    record
 	keyIDs [][32]byte // of rec.cars
+	refs   []Ref      // of rec.cars
 	sealed [][]byte   // the body, in pieces
 	meta   []byte     // rec encoded
 	body   int64      // bytes
@@ -197,6 +202,7 @@ func (l *Ledger) plan(old []cid.Cid, b Batch) (*plan, error) {
 		}
 		fresh[d] = c.Ref
 		p.rec.cars = append(p.rec.cars, newRecordCAR(c))
+		p.refs = append(p.refs, c.Ref)
 		p.keyIDs = append(p.keyIDs, c.keyID)
 		p.sealed = append(p.sealed, c.sealed)
 		p.body += c.Ref.Size

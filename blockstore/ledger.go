@@ -33,8 +33,9 @@ type Ledger struct {
 	roll     bool          // the last segment ends in bytes that are no run: go on in another
 	spare    []byte        // buffer for the next run
 
-	mu   sync.RWMutex
-	tips []Meta // sorted by CID bytes
+	mu       sync.RWMutex
+	tips     []Meta // sorted by CID bytes
+	onCommit func(cars []Ref)
 }
 
 // ID is the ledger's id.
@@ -45,6 +46,14 @@ func (l *Ledger) Tips() []Meta {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	return slices.Clone(l.tips)
+}
+
+// OnCommit has f called after every commit from now on, with the refs of the CARs it added, when commit and tips are
+// durable and readable. There is one f; nil ends the calls. It runs inside Commit, so it must neither block nor commit.
+func (l *Ledger) OnCommit(f func(cars []Ref)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.onCommit = f
 }
 
 // Note returns a note as the last commit that named it left it, and nil if there is none.
