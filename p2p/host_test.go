@@ -433,6 +433,36 @@ func TestStreamOfASilentPeerEnds(t *testing.T) {
 	}
 }
 
+func TestStopEndsWhatIsServed(t *testing.T) {
+	a, b := newHost(t, 1), newHost(t, 2)
+	connect(t, a, b)
+	began, ended := make(chan bool, 1), false
+	stop := b.Handle("/hold", 100, time.Minute, func(_ context.Context, _ peer.ID, s io.ReadWriter) error {
+		began <- true
+		_, err := s.Read(make([]byte, 1))
+		ended = true
+		return err
+	})
+	result := make(chan error, 1)
+	go func() {
+		result <- a.Call(t.Context(), b.ID(), "/hold", 100, func(s io.ReadWriter) error {
+			if _, err := s.Write(nil); err != nil {
+				return err
+			}
+			_, err := s.Read(make([]byte, 1))
+			return err
+		})
+	}()
+	wait(t, "stream", began, anyOf)
+	stop()
+	if !ended {
+		t.Error("still being served")
+	}
+	if err := wait(t, "end", result, anyOf); err == nil {
+		t.Error("the caller's read succeeded")
+	}
+}
+
 func TestStreamsServedAreBounded(t *testing.T) {
 	a, b := newHost(t, 1), newHost(t, 2)
 	connect(t, a, b)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -36,11 +37,15 @@ func (l *limited) Read(b []byte) (int, error) {
 // Handle serves a protocol until stop is called: serve is called for each stream
 // that a peer opens, on a goroutine of its own, with at most maxBytes to read and
 // timeout in all. If serve returns an error the stream is reset, otherwise closed.
-// Streams above the limits of one peer or of the host are reset unread.
+// Streams above the limits of one peer or of the host are reset unread. stop resets the
+// streams that are being served and returns when serve does not run any more.
 func (h *Host) Handle(
 	proto string, maxBytes int64, timeout time.Duration,
 	serve func(ctx context.Context, p peer.ID, s io.ReadWriter) error,
 ) (stop func()) {
+	all, cancelAll := context.WithCancel(h.ctx)
+	var serving sync.WaitGroup // Add happens with h.mu held and stopped unset
+	stopped := false
 	h.host.SetStreamHandler(protocol.ID(proto), func(s network.Stream) {
 		p := s.Conn().RemotePeer()
 		if !h.enter(p) {
@@ -48,13 +53,31 @@ func (h *Host) Handle(
 			return
 		}
 		defer h.exit(p)
-		ctx, cancel := context.WithTimeout(h.ctx, timeout)
+		h.mu.Lock()
+		late := stopped
+		if !late {
+			serving.Add(1)
+		}
+		h.mu.Unlock()
+		if late {
+			s.Reset()
+			return
+		}
+		defer serving.Done()
+		ctx, cancel := context.WithTimeout(all, timeout)
 		defer cancel()
 		if err := converse(ctx, s, maxBytes, func(rw io.ReadWriter) error { return serve(ctx, p, rw) }); err != nil {
 			h.log.Debug("stream refused", "proto", proto, "peer", p, "err", err)
 		}
 	})
-	return func() { h.host.RemoveStreamHandler(protocol.ID(proto)) }
+	return func() {
+		h.host.RemoveStreamHandler(protocol.ID(proto))
+		h.mu.Lock()
+		stopped = true
+		h.mu.Unlock()
+		cancelAll()
+		serving.Wait()
+	}
 }
 
 // Call opens a stream to a connected peer and runs talk on it, with at most maxBytes
