@@ -39,7 +39,7 @@ const (
 	watchBuffer = 1024
 
 	// viewBatchBytes is the size at which a long view update is handed to the index in parts.
-	viewBatchBytes = 4 << 20
+	viewBatchBytes = 1 << 20
 
 	// defaultDocCacheBytes is the memory for hot documents when the Config names none.
 	defaultDocCacheBytes = 32 << 20
@@ -65,6 +65,10 @@ const (
 
 	// MaxFileBytes bounds one attached file, whether written here or received.
 	MaxFileBytes = 1 << 30
+	// filePeak times its size and filePeakMore bytes is the most memory that attaching a file takes; reading one takes
+	// no more than filePeakMore.
+	filePeak     = 3
+	filePeakMore = 24 << 20
 	// MaxFileNameBytes bounds the name and the type of an attached file, MaxFiles the files of a document.
 	MaxFileNameBytes = 4096
 	MaxFiles         = 4096

@@ -364,10 +364,11 @@ func (l *Ledger) commit(ctx context.Context, old *state, g *group) error {
 
 	next := *old
 	next.head, next.root, next.tips, next.joined = g.head, g.trie.Root(), meta, nil
+	before := l.trieOf(old)
 	l.blocks, l.merged = newOverlay(l.store), false
 	clear(l.tipHeads)
 	l.tipHeads[meta[0].CID] = g.head
-	if err := l.show(ctx, next, g); err != nil {
+	if err := l.show(ctx, before, next, g); err != nil {
 		// The write is durable all the same. The view is made to follow from the tips, now or before the next write.
 		l.log.Error("view not updated", "err", err)
 		l.behind = true
@@ -376,8 +377,8 @@ func (l *Ledger) commit(ctx context.Context, old *state, g *group) error {
 	return nil
 }
 
-// show brings a group into the view.
-func (l *Ledger) show(ctx context.Context, next state, g *group) error {
+// show brings a group into the view. before is the trie it was applied to.
+func (l *Ledger) show(ctx context.Context, before pail.Tree, next state, g *group) error {
 	u := l.newUpdate(ctx, next)
 	defer u.close()
 	var last map[string]int // of keys written more than once, the op that counts
@@ -403,6 +404,12 @@ func (l *Ledger) show(ctx context.Context, next state, g *group) error {
 		if k.id == "" {
 			continue
 		}
+		// The trie's shards are at hand, the view's records may not be.
+		_, had, err := before.Get(ctx, k.id)
+		if err != nil {
+			return err
+		}
+		k.fresh = !had
 		if err := u.change(k); err != nil {
 			return err
 		}
