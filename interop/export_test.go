@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -229,7 +230,13 @@ func sameQueries(t *testing.T, js *jsProcess, db string, r *replica) {
 		{ledger.Query{Field: "absent"}, args{}},
 	} {
 		var want struct{ Rows []json.RawMessage }
-		js.do("query", args{"db": db, "field": q.go_.Field, "opts": q.js}, &want)
+		if err := js.try("query", args{"db": db, "field": q.go_.Field, "opts": q.js}, &want); err != nil {
+			// The library cannot make an index that has no rows at all; there, Go has to find none.
+			if !strings.Contains(err.Error(), "`undefined` is not supported by the IPLD") {
+				t.Fatal(err)
+			}
+			want.Rows = nil
+		}
 		var got, exp []string
 		for _, row := range want.Rows {
 			exp = append(exp, canonical(t, row))
