@@ -10,7 +10,6 @@ import (
 	"io"
 	"os"
 	"sync"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -30,13 +29,7 @@ import (
 type cryptFS struct {
 	vfs.FS
 	vault Vault
-
-	// patient makes writes wait while the disk is full, instead of failing: pebble would not survive a failed write of
-	// its manifest, and retries a failed flush at once and forever. Commits are refused before it comes to that.
-	patient func() bool
-	// trouble returns how long to wait before the next new file after a background error, for the same reason.
-	trouble func() time.Duration
-	closing chan struct{}
+	gate  *gate
 }
 
 const cryptHeaderBytes = 64
@@ -49,7 +42,9 @@ var errRewrite = errors.New("an encrypted file is written from front to back onc
 func (c *cryptFS) Unwrap() vfs.FS { return c.FS }
 
 func (c *cryptFS) Create(name string, category vfs.DiskWriteCategory) (vfs.File, error) {
-	c.wait(c.trouble())
+	if err := c.gate.newFile(); err != nil {
+		return nil, err
+	}
 	f, err := c.FS.Create(name, category)
 	if err != nil {
 		return nil, err
@@ -73,7 +68,7 @@ func (c *cryptFS) fresh(name string, f vfs.File) (*cryptFile, error) {
 	}
 	header := append(bytes.Clone(cryptMagic), nonce[:]...)
 	header = append(header, make([]byte, cryptHeaderBytes-len(header))...)
-	if err := c.retry(func() error { _, err := f.Write(header); return err }); err != nil {
+	if err := c.gate.write(func() error { _, err := f.Write(header); return err }); err != nil {
 		return nil, err
 	}
 	block, err := c.vault.FileCipher(nonce)
@@ -153,10 +148,50 @@ func (c *cryptFS) appending(name string, f vfs.File) (*cryptFile, error) {
 
 // ReuseForWrite makes a new file: the old one's keystream is spent.
 func (c *cryptFS) ReuseForWrite(oldname, newname string, category vfs.DiskWriteCategory) (vfs.File, error) {
-	if err := c.FS.Remove(oldname); err != nil {
+	if err := c.Remove(oldname); err != nil {
 		return nil, err
 	}
 	return c.Create(newname, category)
+}
+
+// OpenDir opens the directory to sync it.
+func (c *cryptFS) OpenDir(name string) (vfs.File, error) {
+	d, err := c.FS.OpenDir(name)
+	if err != nil {
+		return nil, err
+	}
+	return &cryptDir{d, c}, nil
+}
+
+type cryptDir struct {
+	vfs.File
+	fs *cryptFS
+}
+
+// Sync never fails: pebble would panic. The gate shuts instead.
+func (d *cryptDir) Sync() error {
+	if err := d.File.Sync(); err != nil {
+		d.fs.gate.shut(fmt.Errorf("syncing the index directory: %w", err))
+	}
+	return nil
+}
+
+// Rename, Remove and Sync do nothing once the gate is shut, so that what is on the disk stays as it was then.
+
+func (c *cryptFS) Rename(oldname, newname string) error {
+	return c.gate.write(func() error { return c.FS.Rename(oldname, newname) })
+}
+
+func (c *cryptFS) Remove(name string) error {
+	return c.gate.write(func() error { return c.FS.Remove(name) })
+}
+
+func (f *cryptFile) Sync() error {
+	return f.fs.gate.write(f.File.Sync)
+}
+
+func (f *cryptFile) SyncData() error {
+	return f.fs.gate.write(f.File.SyncData)
 }
 
 func (c *cryptFS) Stat(name string) (vfs.FileInfo, error) {
@@ -165,30 +200,6 @@ func (c *cryptFS) Stat(name string) (vfs.FileInfo, error) {
 		return nil, err
 	}
 	return cryptInfo{info}, nil
-}
-
-// wait sleeps for d, or until the store closes.
-func (c *cryptFS) wait(d time.Duration) {
-	if d <= 0 {
-		return
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-c.closing:
-	}
-}
-
-// retry repeats a write while the disk is full.
-func (c *cryptFS) retry(write func() error) error {
-	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
-		err := write()
-		if !diskFull(err) || !c.patient() {
-			return err
-		}
-		c.wait(pause)
-	}
 }
 
 // cryptInfo shows the size of the content.
@@ -262,7 +273,7 @@ func (f *cryptFile) Write(p []byte) (int, error) {
 		sealed := buf[:min(len(buf), len(p)-done)]
 		f.xor(sealed, p[done:done+len(sealed)], f.pos)
 		n := 0
-		f.err = f.fs.retry(func() error {
+		f.err = f.fs.gate.write(func() error {
 			m, err := f.write(sealed[n:], f.pos+int64(n))
 			n += m
 			if err == nil && n < len(sealed) {
@@ -310,7 +321,9 @@ func (f *cryptFile) Prefetch(off, length int64) error {
 }
 
 func (f *cryptFile) SyncTo(length int64) (bool, error) {
-	return f.File.SyncTo(length + cryptHeaderBytes)
+	full := false
+	err := f.fs.gate.write(func() (err error) { full, err = f.File.SyncTo(length + cryptHeaderBytes); return err })
+	return full, err
 }
 
 // The widest modes that files and directories of a home may have.

@@ -7,9 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
-	"sync/atomic"
-	"time"
+	"strings"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -35,15 +33,8 @@ import (
 //
 // A state that names a place in a segment is written only after the sync of everything before that place.
 type index struct {
-	db      *pebble.DB
-	cache   *pebble.Cache
-	fs      *cryptFS
-	log     *slog.Logger
-	open    atomic.Bool
-	broken  chan struct{} // closed when the index cannot go on
-	once    sync.Once
-	corrupt atomic.Bool // the next Open rebuilds it
-	failed  atomic.Int64
+	db *pebble.DB
+	*gate
 }
 
 const (
@@ -65,13 +56,13 @@ const (
 
 // openIndex opens the index in dir or makes it.
 func openIndex(fs vfs.FS, dir string, v Vault, cacheBytes int64, log *slog.Logger) (*index, error) {
-	x := &index{log: log, broken: make(chan struct{})}
-	x.fs = &cryptFS{FS: fs, vault: v, patient: x.patient, trouble: x.trouble, closing: x.broken}
-	x.cache = pebble.NewCache(cacheBytes)
+	x := &index{gate: newGate(log)}
+	cache := pebble.NewCache(cacheBytes)
+	defer cache.Unref() // pebble keeps its own reference
 	opts := &pebble.Options{
-		FS:                          x.fs,
-		Cache:                       x.cache,
-		Logger:                      pebbleLogger{x},
+		FS:                          &cryptFS{fs, v, x.gate},
+		Cache:                       cache,
+		Logger:                      x.gate,
 		FormatMajorVersion:          pebble.FormatNewest, // older ones need the system's clock at once
 		DisableWAL:                  true,                // the segments are the log
 		MemTableSize:                4 << 20,
@@ -83,93 +74,53 @@ func openIndex(fs vfs.FS, dir string, v Vault, cacheBytes int64, log *slog.Logge
 		CompactionConcurrencyRange:  func() (int, int) { return 1, 1 },
 		EventListener: &pebble.EventListener{
 			BackgroundError: x.backgroundError,
-			DataCorruption:  func(i pebble.DataCorruptionInfo) { x.fail(i.Details) },
+			DataCorruption:  func(i pebble.DataCorruptionInfo) { x.shut(i.Details) },
 		},
 	}
 	for i := range opts.Levels {
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
 	opts.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionBalanced })
+	if err := removeLogs(fs, dir); err != nil {
+		return nil, fmt.Errorf("opening the index: %w", err)
+	}
 	db, err := pebble.Open(dir, opts)
 	if err != nil {
-		x.cache.Unref()
 		return nil, fmt.Errorf("opening the index: %w", err)
 	}
 	x.db = db
-	x.open.Store(true)
+	if x.err() != nil {
+		return nil, errors.Join(errors.New("opening the index: it failed at once"), x.close())
+	}
+	x.opened.Store(true)
 	return x, nil
 }
 
-// pebbleLogger is silent but for what pebble cannot go on from.
-type pebbleLogger struct{ x *index }
-
-func (pebbleLogger) Infof(string, ...any)  {}
-func (pebbleLogger) Errorf(string, ...any) {}
-func (l pebbleLogger) Fatalf(format string, args ...any) {
-	l.x.fail(fmt.Errorf(format, args...))
-}
-
-// fail gives the index up until the next Open. Reads go on as well as they can.
-func (x *index) fail(err error) {
-	x.once.Do(func() {
-		if pebble.IsCorruptionError(err) {
-			x.corrupt.Store(true)
+// removeLogs removes pebble's write-ahead logs, which it makes although it does not use them. It would flush what is in
+// them, nothing, and wait for that flush even if it fails again and again.
+func removeLogs(fs vfs.FS, dir string) error {
+	names, err := fs.List(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, ".log") {
+			if err := fs.Remove(fs.PathJoin(dir, name)); err != nil {
+				return err
+			}
 		}
-		x.log.Error("index failed, open the store again to rebuild what is missing", "err", err)
-		x.open.Store(false)
-		close(x.broken)
-	})
-}
-
-// err is ErrPoisoned once the index has failed.
-func (x *index) err() error {
-	select {
-	case <-x.broken:
-		return fmt.Errorf("index failed: %w", ErrPoisoned)
-	default:
-		return nil
 	}
-}
-
-func (x *index) backgroundError(err error) {
-	x.failed.Add(1)
-	if pebble.IsCorruptionError(err) {
-		x.fail(err)
-		return
-	}
-	if !x.open.Load() { // closing: nobody waits for another attempt
-		x.fail(err)
-		return
-	}
-	x.log.Warn("index write failed, will be tried again", "err", err)
-}
-
-func (x *index) patient() bool { return x.open.Load() }
-
-func (x *index) trouble() time.Duration {
-	n := x.failed.Load()
-	if n == 0 || !x.open.Load() {
-		return 0
-	}
-	return min(10*time.Millisecond<<min(n, 10), 2*time.Second)
+	return nil
 }
 
 // close writes out what is in memory and closes. What cannot be written is replayed by the next Open.
 func (x *index) close() error {
-	x.open.Store(false)
+	close(x.closing)
 	var err error
 	if x.err() == nil {
-		var flushed <-chan struct{}
-		if flushed, err = x.db.AsyncFlush(); err == nil {
-			select {
-			case <-flushed:
-			case <-x.broken:
-			}
-		}
+		err = x.flush(context.Background())
 	}
-	err = errors.Join(err, x.db.Close())
-	x.cache.Unref()
-	return err
+	return errors.Join(err, x.db.Close())
 }
 
 // get returns a copy of a value.

@@ -29,19 +29,21 @@ func (c Crash) String() string {
 	return fmt.Sprintf("crash before operation %d with %d%% of unsynced data, %d acknowledged", c.Op, c.Percent, c.Acked)
 }
 
-// Crashes runs work on a new file system and calls check for crashes during it: before each operation that changes
+// Crashes runs work on disk, or with nil on a new one, and calls check for crashes during it: before each operation that changes
 // the disk, with a chance of 1 in every. What is not synced is lost or kept at random, in blocks of 4 KiB and single
-// directory entries. Work calls ack for each promise it makes. Crashes returns how many crashes it checked and the
+// directory entries. A Crash's disk can crash again. Work calls ack for each promise it makes. Crashes returns how many crashes it checked and the
 // first error of check.
-func Crashes(seed uint64, every int, work func(fs vfs.FS, ack func()), check func(Crash) error) (int, error) {
-	mem := vfs.NewCrashableMem()
+func Crashes(seed uint64, every int, disk *vfs.MemFS, work func(fs vfs.FS, ack func()), check func(Crash) error) (int, error) {
+	if disk == nil {
+		disk = vfs.NewCrashableMem()
+	}
 	rng := rand.New(rand.NewPCG(seed, 0))
 	percents := []int{0, 0, 10, 50, 90, 100}
 	var mu sync.Mutex
 	var first error
 	crashes, ops, acked := 0, 0, 0
 
-	fs := &FS{FS: mem}
+	fs := &FS{FS: disk}
 	fs.before = func(op Op) error {
 		mu.Lock()
 		defer mu.Unlock()
@@ -53,7 +55,7 @@ func Crashes(seed uint64, every int, work func(fs vfs.FS, ack func()), check fun
 			return nil
 		}
 		c := Crash{Acked: acked, Op: ops, Percent: percents[rng.IntN(len(percents))]}
-		c.FS = mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: c.Percent, RNG: rng})
+		c.FS = disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: c.Percent, RNG: rng})
 		crashes++
 		if err := check(c); err != nil {
 			first = fmt.Errorf("seed %d: %v: %w", seed, c, err)
