@@ -32,18 +32,22 @@ func (r *remembered) poke() {
 	}
 }
 
+// ErrAddr is wrapped by the errors about addresses that are none, or that cannot be
+// used.
+var ErrAddr = errors.New("p2p: bad address")
+
 // AddPeer remembers a peer by a multiaddr that ends in /p2p/<id>: Run dials it and
 // redials it when the connection is lost.
 func (h *Host) AddPeer(addr string) error {
 	info, err := peer.AddrInfoFromString(addr)
 	if err != nil {
-		return fmt.Errorf("p2p: peer address %q: %w", addr, err)
+		return fmt.Errorf("%w of a peer, %q: %v", ErrAddr, addr, err)
 	}
 	if len(info.Addrs) == 0 {
-		return fmt.Errorf("p2p: peer address %q has no transport part", addr)
+		return fmt.Errorf("%w of a peer, %q: it has no transport part", ErrAddr, addr)
 	}
 	if info.ID == h.host.ID() {
-		return fmt.Errorf("p2p: peer address %q is this node's own", addr)
+		return fmt.Errorf("%w of a peer, %q: it is this node's own", ErrAddr, addr)
 	}
 	return h.remember(*info)
 }

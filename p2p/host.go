@@ -122,7 +122,7 @@ func New(cfg Config) (*Host, error) {
 	for _, s := range cfg.Listen {
 		a, err := ma.NewMultiaddr(s)
 		if err != nil {
-			return nil, fmt.Errorf("p2p: listen address %q: %w", s, err)
+			return nil, fmt.Errorf("%w to listen on, %q: %v", ErrAddr, s, err)
 		}
 		listen = append(listen, a)
 	}
