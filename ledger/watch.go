@@ -35,18 +35,22 @@ type watcher struct {
 }
 
 // Watch yields every change from now on, local and merged, as it becomes visible to reads; after a merge, the values
-// that the merge left as current. It ends with the context's error, or with ErrClosed when the ledger is closed.
+// that the merge left as current. It ends with the context's error, or with ErrClosed when the ledger is closed. The
+// watch is in place when Watch returns; range over it once.
 //
 // A consumer that falls more than 1,024 changes behind is not cut off: it goes on with the newest change of every
 // document that changed meanwhile, and the values in between are the ones it does not see. They are in History.
 func (l *Ledger) Watch(ctx context.Context) iter.Seq2[Change, error] {
+	w := &watcher{wake: make(chan struct{}, 1)}
+	last, err := l.addWatcher(w)
+	// If nobody ranges over it, the end of ctx takes it away.
+	stop := context.AfterFunc(ctx, func() { l.removeWatcher(w) })
 	return func(yield func(Change, error) bool) {
-		w := &watcher{wake: make(chan struct{}, 1)}
-		last, err := l.addWatcher(w)
 		if err != nil {
 			yield(Change{}, err)
 			return
 		}
+		defer stop()
 		defer l.removeWatcher(w)
 		for {
 			select {
