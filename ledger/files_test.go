@@ -373,7 +373,7 @@ func TestTooManyFiles(t *testing.T) {
 
 // TestFileMemory measures the peak that PutFile and File state, on a file that is large beside everything else.
 func TestFileMemory(t *testing.T) {
-	const size = 48 << 20
+	const size = 32 << 20
 	h := openHomeAt(t, vfs.Default, filepath.Join(t.TempDir(), "home")) // a file system in memory would count
 	defer debug.SetGCPercent(debug.SetGCPercent(5))
 	put := peak(func() {
