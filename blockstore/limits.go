@@ -23,10 +23,11 @@ const (
 	// MaxGroup bounds the CARs of one group.
 	MaxGroup = 4096
 
-	// MaxCommitCARs and MaxCommitDrops bound one batch, MaxCommitBytes its sealed bytes (one file CAR, or many small ones).
+	// MaxCommitCARs and MaxCommitDrops bound one batch, MaxCommitBytes its sealed bytes (a file CAR and the CAR of its
+	// document, or many small ones).
 	MaxCommitCARs  = 65_536
 	MaxCommitDrops = 65_536
-	MaxCommitBytes = MaxFileCARBytes
+	MaxCommitBytes = MaxFileCARBytes + MaxCARBytes
 
 	// MaxNotes bounds the notes of a ledger, MaxNoteKeyBytes and MaxNoteBytes the key and the value of each.
 	MaxNotes        = 1024
