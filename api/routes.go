@@ -324,6 +324,9 @@ func (s *Server) put(w http.ResponseWriter, r *http.Request) error {
 func (s *Server) at(n int, err error) *Error {
 	e := *s.node.Explain(err)
 	e.Index = &n
+	if d, ok := errors.AsType[*ledger.DocError](err); ok {
+		e.Message = d.Reason
+	}
 	if e.Code == Failed {
 		e.Code = BadInput
 		e.Hint = "a document is one JSON object, with names and strings in double quotes"

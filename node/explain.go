@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"syscall"
 
 	"fpnode/api"
@@ -35,6 +36,8 @@ func explain(err error) *api.Error {
 	e.Code, e.Hint = classify(err, e.Hint)
 	return e
 }
+
+const idHint = "an id is up to 4096 printable ASCII characters, as JavaScript Fireproof allows"
 
 // classify returns the code of err, and a hint if hint is empty.
 func classify(err error, hint string) (api.Code, string) {
@@ -77,14 +80,20 @@ func classify(err error, hint string) (api.Code, string) {
 	if _, ok := errors.AsType[*ledger.IndexError](err); ok {
 		return api.BadInput, or("only null, booleans, numbers, text and lists of them can be indexed; change that document, or query another field")
 	}
-	if _, ok := errors.AsType[*ledger.LimitError](err); ok {
-		return api.TooLarge, or("put large content into a file: fpnode file add")
+	if e, ok := errors.AsType[*ledger.LimitError](err); ok {
+		switch {
+		case strings.HasPrefix(e.What, "id "):
+			return api.TooLarge, or(idHint)
+		case strings.HasPrefix(e.What, "document"):
+			return api.TooLarge, or("put large content into a file: fpnode file add")
+		}
+		return api.TooLarge, or("ask for less at once")
 	}
 	if _, ok := errors.AsType[*ledger.IDError](err); ok {
-		return api.BadInput, or("an id is up to 4096 printable ASCII characters, as JavaScript Fireproof allows")
+		return api.BadInput, or(idHint)
 	}
 	if _, ok := errors.AsType[*ledger.DocError](err); ok {
-		return api.BadInput, hint
+		return api.BadInput, or(`a document is a JSON object, as {"text":"buy milk"}; "_id" is a string`)
 	}
 	for _, known := range []struct {
 		err  error
@@ -108,7 +117,7 @@ func classify(err error, hint string) (api.Code, string) {
 		{ledger.ErrEmpty, api.NotFound, "put a document first"},
 		{ledger.ErrClosed, api.NotFound, "the ledger was removed, or the node is stopping"},
 		{keyring.ErrNotFound, api.NotFound, ""},
-		{dagcbor.ErrLimit, api.TooLarge, ""},
+		{dagcbor.ErrLimit, api.TooLarge, "make it smaller, or flatter"},
 		{p2p.ErrAddr, api.Misuse, "an address is like /ip4/192.168.1.4/tcp/4001, and that of a peer ends in /p2p/ and its id, as its up prints it"},
 		{clock.ErrGenesis, api.Conflict, "the two ledgers began apart; keep them under two names"},
 		{fs.ErrPermission, api.NotPermitted, "who owns it? fpnode has to run as that user"},
