@@ -95,7 +95,8 @@ func (l *Ledger) replay() error {
 			return err
 		}
 	}
-	l.roll = l.roll || w.torn
+	// A segment behind the last run may say where the log leaves that one; then it must not go on there.
+	l.roll = l.roll || w.torn || last > w.st.header.number
 	return l.loadTips()
 }
 
@@ -174,6 +175,9 @@ func sizeOf(f *handle) (int64, error) {
 	return info.Size(), nil
 }
 
+// scratchBytes is how much of a body is in memory at once while a log is read.
+const scratchBytes = 1 << 20
+
 // replayer indexes runs.
 type replayer struct {
 	l    *Ledger
@@ -221,8 +225,8 @@ func (w *replayer) segment(n uint32, h, next segmentHeader, more bool) error {
 	if err != nil {
 		return err
 	}
-	if w.scratch == nil {
-		w.scratch = make([]byte, 1<<20)
+	if want := min(scratchBytes, limit-off); int64(len(w.scratch)) < want {
+		w.scratch = make([]byte, want)
 	}
 	for off < limit {
 		r, err := readRun(f.File, &sealing, off, limit)

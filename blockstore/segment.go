@@ -252,7 +252,7 @@ func checkRun(f vfs.File, r *run, scratch []byte) error {
 // -1 if there is none. With a sealer the metadata must authenticate too.
 func findRun(f vfs.File, s *segmentSealer, off, size int64) (int64, error) {
 	const window = 1 << 20
-	buf := make([]byte, window+runHeaderBytes)
+	buf := make([]byte, max(0, min(window+runHeaderBytes, size-off)))
 	for ; off < size; off += window {
 		b := buf[:min(int64(len(buf)), size-off)]
 		if err := readFull(f, b, off); err != nil {
