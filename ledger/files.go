@@ -344,6 +344,7 @@ func parseFile(name string, v any, public bool) (FileInfo, bool) {
 
 // File opens a file of a document. Every byte that is read from it has been verified: content over 1 MiB is read
 // through once before File returns, and again as it is asked for, 1 MiB at a time, so memory does not grow with it.
+// A file in many blocks, which Fireproof 0.19 made, is verified block by block as it is read. ctx is for the reading too.
 //
 // Errors are [ErrNotFound] for the document, [ErrNoFile] for the name, [ErrNoContent], and those of the store.
 func (l *Ledger) File(ctx context.Context, id, name string) (FileInfo, io.ReadCloser, error) {
@@ -356,7 +357,7 @@ func (l *Ledger) File(ctx context.Context, id, name string) (FileInfo, io.ReadCl
 		return FileInfo{}, nil, fmt.Errorf("%.80q of document %.80q: %w", name, id, ErrNoFile)
 	}
 	info := files[i]
-	r, err := l.store.OpenBlock(ctx, info.CID)
+	r, err := l.openContent(ctx, info.CID)
 	if errors.Is(err, blockstore.ErrNotFound) {
 		return FileInfo{}, nil, fmt.Errorf("%.80q of document %.80q: %w", name, id, ErrNoContent)
 	}
@@ -365,4 +366,18 @@ func (l *Ledger) File(ctx context.Context, id, name string) (FileInfo, io.ReadCl
 	}
 	info.Size = r.Size() // what the CID says counts, not the entry
 	return info, r, nil
+}
+
+// content is what File reads from.
+type content interface {
+	io.ReadCloser
+	Size() int64
+}
+
+// openContent opens a raw block, or what Fireproof 0.19 has in its place for large files.
+func (l *Ledger) openContent(ctx context.Context, c cid.Cid) (content, error) {
+	if c.Type() == cid.DagProtobuf {
+		return l.openUnixFS(ctx, c)
+	}
+	return l.store.OpenBlock(ctx, c)
 }

@@ -72,6 +72,12 @@ const (
 	// MaxFileNameBytes bounds the name and the type of an attached file, MaxFiles the files of a document.
 	MaxFileNameBytes = 4096
 	MaxFiles         = 4096
+
+	// maxUnixFSNode bounds one node of a file of Fireproof 0.19 in bytes, maxUnixFSLinks its links, maxUnixFSParts the
+	// blocks of the file. 0.19 itself makes leaves of 1 MiB and nodes of 1024 links.
+	maxUnixFSNode  = 1 << 20
+	maxUnixFSLinks = 8192
+	maxUnixFSParts = 65_536
 )
 
 // Imports and exports.
