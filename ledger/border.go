@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -21,10 +20,12 @@ import (
 // this node's commits. It is shown packs and one border instead:
 //
 //	pack    CARv1, root and first block = header {cars: [], compact: [], meta: {}}, then blocks by CID bytes
-//	border  CARv1 of one block, header {cars: [[pack], …], compact: [[retired], …], meta: {head}}
+//	border  CARv1, root and first block = header {cars: [[pack], …], compact: [[retired], …], meta: {head}}
 //
 // The packs of a target are disjoint and hold every block the ledger has, history too, except header blocks and the
-// raw content of files, which JS looks for in CARs of its own. What compact lists, JS forgets.
+// content of files, which JS looks for in CARs of its own. What compact lists, JS forgets. If the head has several
+// events, the shards of their merged root that no CAR holds follow in the border: JS computes that root too, but when
+// a replay comes back to an earlier state it loses shards doing so.
 
 // Target is what is known to be at one place JavaScript reads: an export directory, the apps of this node, a js remote.
 // The zero Target is an empty place.
@@ -77,12 +78,12 @@ func headerBlock(h car.Header) car.Block {
 // the ledger's blocks and head and of prev alone. Each new pack is handed to emit, one at a time, before the border
 // exists; the caller makes the packs durable at the target, then the border, then the meta.
 //
-// Peak memory is about three times [MaxPackBytes] (a pack's blocks, its plain and its sealed CAR) and 100 bytes for
-// each block of the ledger. More than [MaxPacks] packs are refused with a *LimitError.
+// Peak memory is about four times [MaxPackBytes] (a pack's blocks, its plain and its sealed CAR, and the copy that
+// checks it) and 150 bytes for each block of the ledger. More than [MaxPacks] packs are refused with a *LimitError.
 func (l *Ledger) MakeBorder(ctx context.Context, prev Target, emit func(blockstore.CAR) error) (Border, error) {
 	// The head comes before the blocks: those of a later commit may be in the packs, but none of this head can miss.
 	m := packer{store: l.store, emit: emit, emitted: map[blockstore.Name]bool{}}
-	head, err := m.begin(ctx, l)
+	head, loose, err := l.shown(ctx)
 	if err != nil {
 		return Border{}, fmt.Errorf("making border: %w", err)
 	}
@@ -126,8 +127,8 @@ func (l *Ledger) MakeBorder(ctx context.Context, prev Target, emit func(blocksto
 		Head:    byBytes(head),
 		HasHead: true,
 	}
-	block := headerBlock(h)
-	b.CAR, err = l.store.Pack([]cid.Cid{block.CID}, []car.Block{block})
+	root := headerBlock(h)
+	b.CAR, err = l.store.Pack([]cid.Cid{root.CID}, append([]car.Block{root}, loose...))
 	if err != nil {
 		return Border{}, fmt.Errorf("making border: %w", err)
 	}
@@ -155,29 +156,22 @@ type packer struct {
 	store   *blockstore.Ledger
 	emit    func(blockstore.CAR) error
 	emitted map[blockstore.Name]bool
-	// loose are the shards of a merged root that no CAR holds yet. JS computes that root too, but can lose a shard
-	// doing so (a replay that comes back to an earlier state), so they go into the packs.
-	loose map[cid.Cid][]byte
 }
 
-// begin takes the head, and what its root needs beside the blocks of the store.
-func (m *packer) begin(ctx context.Context, l *Ledger) (head []cid.Cid, err error) {
+// shown is the head, and the shards of its root that no CAR holds yet, by CID bytes.
+func (l *Ledger) shown(ctx context.Context) (head []cid.Cid, loose []car.Block, err error) {
 	err = l.exclusive(ctx, func() error {
 		if err := l.ready(ctx); err != nil {
 			return err
 		}
 		head = slices.Clone(l.state.Load().head)
-		m.loose = maps.Clone(l.blocks.extra)
+		for c, b := range l.blocks.extra {
+			loose = append(loose, car.Block{CID: c, Data: b})
+		}
 		return nil
 	})
-	return head, err
-}
-
-func (m *packer) block(ctx context.Context, c cid.Cid) ([]byte, error) {
-	if b, ok := m.loose[c]; ok {
-		return b, nil
-	}
-	return m.store.Block(ctx, c)
+	slices.SortFunc(loose, func(a, b car.Block) int { return compareBytes(a.CID, b.CID) })
+	return head, loose, err
 }
 
 // fresh lists the blocks of the store that belong into packs and are in none of packs, by CID bytes.
@@ -198,13 +192,7 @@ func (m *packer) fresh(ctx context.Context, packs []Pack) ([]cid.Cid, error) {
 		}
 		fresh = append(fresh, c)
 	}
-	for c := range m.loose {
-		if _, ok := in[c]; !ok {
-			fresh = append(fresh, c)
-		}
-	}
 	slices.SortFunc(fresh, compareBytes)
-	fresh = slices.Compact(fresh)
 	if planted.PackLacksBlock && len(fresh) > 1 {
 		fresh = fresh[:len(fresh)-1]
 	}
@@ -239,7 +227,7 @@ func (m *packer) cut(ctx context.Context, blocks []cid.Cid) ([]Pack, error) {
 		return nil
 	}
 	for _, c := range blocks {
-		data, err := m.block(ctx, c)
+		data, err := m.store.Block(ctx, c)
 		if err != nil {
 			return nil, err
 		}
@@ -262,7 +250,7 @@ func (m *packer) cut(ctx context.Context, blocks []cid.Cid) ([]Pack, error) {
 func (m *packer) build(ctx context.Context, blocks []cid.Cid, emit func(blockstore.CAR) error) (Pack, error) {
 	part := make([]car.Block, len(blocks))
 	for i, c := range blocks {
-		data, err := m.block(ctx, c)
+		data, err := m.store.Block(ctx, c)
 		if err != nil {
 			return Pack{}, err
 		}
@@ -292,8 +280,8 @@ func (m *packer) send(c blockstore.CAR, emit func(blockstore.CAR) error) error {
 	return emit(c)
 }
 
-// Size classes of packs by sealed size. A class may hold packsPerClass-1 packs; one more and the small ones are
-// joined, so a block is rewritten at most once or twice a class however many commits follow.
+// Size classes of packs by sealed size. A class may hold packsPerClass-1 packs; with one more they are joined. So of a
+// target that follows every commit each byte is rewritten a few times a class, and most exports write one small pack.
 const classFull = 4
 
 var classFloor = [classFull]int64{32 << 10, 256 << 10, 2 << 20, 16 << 20}

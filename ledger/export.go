@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -26,18 +27,20 @@ import (
 // process may have opened the directory before.
 const RetireAfter = 14 * 24 * time.Hour
 
-// exportNotes is the file of an export directory in which retired packs and borders are listed:
-//
-//	{"version": 1, "retired": {"<car CID>": "<RFC 3339 time>"}}
-//
-// It is a convenience: without it they are never deleted.
-const exportNotes = "fpnode-export.json"
+// exportNotes is what an export leaves in a file of the directory for the next one. It is a convenience: without it
+// retired CARs are never deleted, and packs that JavaScript has compacted are written anew.
+type exportNotes struct {
+	Version int                  `json:"version"` // 1
+	Border  string               `json:"border"`  // names, as text
+	Packs   []string             `json:"packs"`
+	Retired map[string]time.Time `json:"retired"` // since when packs and borders, by name, are listed no more
+}
+
+const exportNotesFile = "fpnode-export.json"
 
 const (
-	exportTemp  = "fpnode-temp-" // prefix of files that are being written
-	writeAs     = vfs.WriteCategoryUnspecified
-	exportMode  = 0o700
-	foreignHint = "name an empty directory, or one that holds an export of this ledger"
+	exportTemp = "fpnode-temp-" // prefix of files that are being written
+	exportMode = 0o700
 )
 
 // ExportResult is what an export did.
@@ -67,7 +70,9 @@ func (e *ForeignError) Error() string {
 func (e *ForeignError) Unwrap() error { return e.Err }
 
 // Hint is what the user can do about it.
-func (e *ForeignError) Hint() string { return foreignHint }
+func (e *ForeignError) Hint() string {
+	return "name an empty directory, or one that holds an export of this ledger"
+}
 
 // Export writes the ledger to dir on fsys so that JavaScript Fireproof 0.24 opens it: packs, border and CARs of files
 // in data/, one entry in meta/main.json. The key bag is the caller's to write. Head, history and documents are
@@ -99,7 +104,7 @@ type exporter struct {
 	dir      string
 	progress func(Progress)
 	res      ExportResult
-	retired  map[string]time.Time
+	notes    exportNotes
 	done     int64
 }
 
@@ -124,7 +129,8 @@ func (x *exporter) run(ctx context.Context) (ExportResult, error) {
 	x.res.Head, x.res.Packs = b.Next.Head, len(b.Next.Packs)
 	x.res.Kept += len(b.Next.Packs) - len(b.Added)
 	if len(b.Added) == 0 && sameSet(prev.Head, b.Next.Head) && len(prev.Border) > 0 && len(b.Retired) == 0 {
-		return x.finish(ctx)
+		b.Next.Border = prev.Border
+		return x.finish(ctx, b.Next)
 	}
 	// Crash: until here the directory shows what it showed; the packs are orphans the next export finds by name.
 	if err := x.sync(jsData); err != nil {
@@ -149,12 +155,7 @@ func (x *exporter) run(ctx context.Context) (ExportResult, error) {
 	if err := errors.Join(x.sync("meta"), x.sync("wal"), x.sync("")); err != nil {
 		return ExportResult{}, err
 	}
-	for _, c := range b.Next.Read {
-		if _, ok := x.retired[c.String()]; !ok {
-			x.retired[c.String()] = x.l.cfg.Now()
-		}
-	}
-	return x.finish(ctx)
+	return x.finish(ctx, b.Next)
 }
 
 // prepare makes the directories, with the version files by which JS knows them, and removes what a crashed export
@@ -162,7 +163,7 @@ func (x *exporter) run(ctx context.Context) (ExportResult, error) {
 func (x *exporter) prepare() error {
 	for _, sub := range []string{jsData, "meta", "wal"} {
 		dir := x.fs.PathJoin(x.dir, sub)
-		if err := x.fs.MkdirAll(dir, exportMode); err != nil {
+		if err := x.makeDir(dir); err != nil {
 			return err
 		}
 		names, err := x.fs.List(dir)
@@ -189,6 +190,23 @@ func (x *exporter) prepare() error {
 	return nil
 }
 
+// makeDir makes a directory and what is missing above it, each durable in the one that holds it.
+func (x *exporter) makeDir(dir string) error {
+	if _, err := x.fs.Stat(dir); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	parent := x.fs.PathDir(dir)
+	if parent != dir {
+		if err := x.makeDir(parent); err != nil {
+			return err
+		}
+	}
+	if err := x.fs.MkdirAll(dir, exportMode); err != nil {
+		return err
+	}
+	return syncDir(x.fs, parent)
+}
+
 // read takes the target's state from the directory itself: its metas, and the packs their headers list, each verified.
 // What was written there since is merged into the ledger.
 func (x *exporter) read(ctx context.Context) (Target, error) {
@@ -206,7 +224,7 @@ func (x *exporter) read(ctx context.Context) (Target, error) {
 	m.tolerant = true
 	var t Target
 	in := map[cid.Cid]bool{}
-	clean := true // all there is one border of ours that shows nothing the ledger lacks
+	clean := len(entries) == 1 // what is there is one border of ours that shows nothing the ledger lacks
 	for _, e := range entries {
 		c, err := m.load(e.group[0], true)
 		if err != nil {
@@ -214,25 +232,12 @@ func (x *exporter) read(ctx context.Context) (Target, error) {
 		}
 		h, _ := c.Header()
 		t.Logs = append(t.Logs, append([][]cid.Cid{e.group}, h.Cars...))
-		if !bringsNothing(c) || !h.HasHead {
-			clean = false
-		} else {
-			t.Border, t.Head = e.group, h.Head
-			t.Read = append(t.Read, e.group...)
-		}
 		for _, g := range h.Cars {
-			if err := ctx.Err(); err != nil {
-				return Target{}, err
-			}
-			p, ok, err := x.adopt(m, g, in)
+			ok, err := x.adopt(ctx, m, &t, g, in)
 			if err != nil {
 				return Target{}, err
 			}
-			if !ok {
-				clean = false
-				continue
-			}
-			t.Packs = append(t.Packs, p)
+			clean = clean && ok
 		}
 		for _, c := range h.Head {
 			ok, err := x.l.hasEvent(c)
@@ -240,6 +245,16 @@ func (x *exporter) read(ctx context.Context) (Target, error) {
 				return Target{}, err
 			}
 			clean = clean && ok
+		}
+		if clean && h.HasHead {
+			t.Border, t.Head = e.group, h.Head
+		}
+	}
+	for _, name := range x.notes.Packs { // JS compacted: its header lists none of them, but they may still be there
+		if c, err := cid.Decode(name); err == nil {
+			if _, err := x.adopt(ctx, m, &t, []cid.Cid{c}, in); err != nil {
+				return Target{}, err
+			}
 		}
 	}
 	for c := range in {
@@ -251,7 +266,7 @@ func (x *exporter) read(ctx context.Context) (Target, error) {
 		}
 	}
 	x.res.Warnings = append(x.res.Warnings, m.res.Warnings...)
-	if clean && len(entries) == 1 {
+	if clean {
 		return t, nil
 	}
 	again := newImporter(x.l, src, x.progress)
@@ -264,28 +279,35 @@ func (x *exporter) read(ctx context.Context) (Target, error) {
 	return t, nil
 }
 
-// adopt reads one listed CAR and, if it is a pack whose blocks are in no other pack, takes it over.
-func (x *exporter) adopt(m *importer, group []cid.Cid, in map[cid.Cid]bool) (Pack, bool, error) {
+// adopt reads one listed CAR and takes it into the target if it is a pack whose blocks are in no other pack there.
+func (x *exporter) adopt(ctx context.Context, m *importer, t *Target, group []cid.Cid, in map[cid.Cid]bool) (bool, error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
 	if len(group) != 1 {
-		return Pack{}, false, nil
+		return false, nil
+	}
+	if slices.ContainsFunc(t.Packs, func(p Pack) bool { return p.Ref.Name.Cid == group[0] }) {
+		return true, nil
 	}
 	c, err := m.load(group[0], false)
 	if errors.Is(err, errStale) {
-		return Pack{}, false, nil
+		return false, nil
 	}
 	if err != nil {
-		return Pack{}, false, err
+		return false, err
 	}
 	x.done++
 	x.progress(Progress{Step: "verifying", Done: x.done, Total: x.done, Bytes: m.bytes})
 	blocks, ok := packBlocks(c)
 	if !ok || slices.ContainsFunc(blocks, func(c cid.Cid) bool { return in[c] }) {
-		return Pack{}, false, nil
+		return false, nil
 	}
 	for _, b := range blocks {
 		in[b] = true
 	}
-	return Pack{Ref: c.Ref, Blocks: blocks}, true, nil
+	t.Packs = append(t.Packs, Pack{Ref: c.Ref, Blocks: blocks})
+	return true, nil
 }
 
 // packBlocks returns the blocks of a CAR that has the form of a pack.
@@ -401,7 +423,6 @@ func (x *exporter) writeCAR(c blockstore.CAR) error {
 // writeOnce writes a file of data/ unless it is there with these very bytes.
 func (x *exporter) writeOnce(name string, b []byte) error {
 	file := path.Join(jsData, name)
-	delete(x.retired, strings.TrimSuffix(name, jsSuffix))
 	old, err := readFile(vfsDir{x.fs, x.dir}, file, int64(len(b)))
 	if err == nil && bytes.Equal(old, b) {
 		x.res.Kept++
@@ -420,7 +441,7 @@ func (x *exporter) writeOnce(name string, b []byte) error {
 func (x *exporter) write(name string, b []byte) error {
 	full := x.fs.PathJoin(x.dir, name)
 	temp := x.fs.PathJoin(x.fs.PathDir(full), exportTemp+x.fs.PathBase(full))
-	f, err := x.fs.Create(temp, writeAs)
+	f, err := x.fs.Create(temp, vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return err
 	}
@@ -449,57 +470,65 @@ func writeAll(f vfs.File, b []byte) error {
 	return nil
 }
 
-func (x *exporter) sync(sub string) error {
-	d, err := x.fs.OpenDir(x.fs.PathJoin(x.dir, sub))
+func (x *exporter) sync(sub string) error { return syncDir(x.fs, x.fs.PathJoin(x.dir, sub)) }
+
+func syncDir(fsys vfs.FS, dir string) error {
+	d, err := fsys.OpenDir(dir)
 	if err != nil {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// readNotes reads which CARs earlier exports retired. A damaged file counts as none: it only delays a deletion.
+// readNotes reads what the last export left. A damaged file counts as none.
 func (x *exporter) readNotes(dir fs.FS) {
-	x.retired = map[string]time.Time{}
-	b, err := readFile(dir, exportNotes, MaxMetaFileBytes)
-	if err != nil {
-		return
-	}
-	var notes struct {
-		Retired map[string]time.Time `json:"retired"`
-	}
-	if json.Unmarshal(b, &notes) != nil {
-		return
-	}
-	for name, at := range notes.Retired {
-		if c, err := cid.Decode(name); err == nil && c.Type() == car.CodecName && c.String() == name {
-			x.retired[name] = at
-		}
+	b, err := readFile(dir, exportNotesFile, MaxMetaFileBytes)
+	if err != nil || json.Unmarshal(b, &x.notes) != nil || x.notes.Version != 1 {
+		x.notes = exportNotes{}
 	}
 }
 
-// finish deletes what was retired long ago and writes down what was retired now.
-func (x *exporter) finish(ctx context.Context) (ExportResult, error) {
+// finish writes down what is listed now and deletes what has been listed no more for long enough.
+func (x *exporter) finish(ctx context.Context, t Target) (ExportResult, error) {
 	now := x.l.cfg.Now()
-	for name, at := range x.retired {
-		if now.Sub(at) < RetireAfter {
-			continue
+	next := exportNotes{Version: 1, Border: t.Border[0].String(), Retired: map[string]time.Time{}}
+	for _, p := range t.Packs {
+		next.Packs = append(next.Packs, p.Ref.Name.String())
+	}
+	for name, since := range x.notes.Retired {
+		next.Retired[name] = since
+	}
+	for _, name := range append(x.notes.Packs, x.notes.Border) {
+		if _, ok := next.Retired[name]; !ok {
+			next.Retired[name] = now
 		}
-		err := x.fs.Remove(x.fs.PathJoin(x.dir, jsData, name+jsSuffix))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+	}
+	for name, since := range next.Retired {
+		c, err := cid.Decode(name)
+		switch {
+		case err != nil || c.Type() != car.CodecName || c.String() != name, // it is going to be part of a path
+			name == next.Border || slices.Contains(next.Packs, name):
+			delete(next.Retired, name)
+		case now.Sub(since) >= RetireAfter:
+			err := x.fs.Remove(x.fs.PathJoin(x.dir, jsData, name+jsSuffix))
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				return ExportResult{}, err
+			}
+			delete(next.Retired, name)
+			x.res.Deleted++
+		}
+	}
+	if !reflect.DeepEqual(next, x.notes) {
+		b, err := json.Marshal(next)
+		if err != nil {
 			return ExportResult{}, err
 		}
-		delete(x.retired, name)
-		x.res.Deleted++
-	}
-	b, err := json.Marshal(map[string]any{"version": 1, "retired": x.retired})
-	if err != nil {
-		return ExportResult{}, err
-	}
-	if err := x.write(exportNotes, b); err != nil {
-		return ExportResult{}, err
-	}
-	if err := errors.Join(x.sync(jsData), x.sync("")); err != nil {
-		return ExportResult{}, err
+		if err := x.write(exportNotesFile, b); err != nil {
+			return ExportResult{}, err
+		}
+		if err := errors.Join(x.sync(jsData), x.sync("")); err != nil {
+			return ExportResult{}, err
+		}
 	}
 	info, err := x.l.Info(ctx)
 	if err != nil {

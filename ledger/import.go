@@ -139,8 +139,10 @@ func (e *ImportError) Hint() string {
 // (newest CAR missing or unreadable, wrong key), and where a CAR does not verify, Import fails with an *ImportError.
 //
 // Documents appear all at once at the end, through [Ledger.Merge]. An import that was interrupted leaves l showing
-// what it showed; CARs that were stored are not read again by the next one. At most one CAR and 16 MiB of sealed CARs
-// are in memory.
+// what it showed; CARs that were stored are not read again by the next one.
+//
+// Peak memory is three times the largest CAR (read, opened, sealed), one more in passing while the sealed one is
+// checked, and 32 MiB of others that become durable with it.
 func Import(ctx context.Context, l *Ledger, src ImportSource, progress func(Progress)) (ImportResult, error) {
 	dir, err := findLedgerDir(src.Dir)
 	if err != nil {
@@ -432,11 +434,13 @@ func (m *importer) open(name cid.Cid, needed bool) (blockstore.CAR, error) {
 			return blockstore.CAR{}, m.fault(openReason(err), name, err)
 		}
 	}
+	got := nameOf(name, raw, plain)
+	raw = nil // a CAR of files can be large, and sealing it takes as much again
 	c, err := m.l.store.AcceptPlain(plain)
 	if err != nil {
 		return blockstore.CAR{}, m.fault(ReasonDamaged, name, err)
 	}
-	if got := nameOf(name, raw, plain); got != name {
+	if got != name {
 		if !needed && bringsNothing(c) {
 			// An attach of JS uploads an empty CAR under the name of any CAR it lacks (upstream bug).
 			m.warn("%s was overwritten with an empty CAR", file)
