@@ -29,16 +29,16 @@ type CAR struct {
 }
 
 // Header is the Fireproof header, which a data CAR, pack or border has and a file CAR or later part of a group has not.
-func (c *CAR) Header() (car.Header, bool) { return c.header, c.hasHeader }
+func (c CAR) Header() (car.Header, bool) { return c.header, c.hasHeader }
 
 // Roots are the roots that the CAR names. Those of a file CAR may not be in it.
-func (c *CAR) Roots() []cid.Cid { return c.roots }
+func (c CAR) Roots() []cid.Cid { return c.roots }
 
 // Blocks are the blocks in their order, the header block among them. The caller must not change their bytes.
-func (c *CAR) Blocks() []car.Section { return c.sections }
+func (c CAR) Blocks() []car.Section { return c.sections }
 
 // Sealed is the sealed bytes, what other nodes get. The caller must not change them.
-func (c *CAR) Sealed() []byte { return c.sealed }
+func (c CAR) Sealed() []byte { return c.sealed }
 
 // Pack makes a CAR of blocks, seals it, and checks the result as if a stranger had sent it. The peak memory is the
 // blocks, the plain CAR and the sealed CAR together.
@@ -74,7 +74,7 @@ func (l *Ledger) AcceptPlain(plain []byte) (CAR, error) {
 	}
 	c.name(sealed)
 	if err := c.limit(); err != nil {
-		return CAR{}, err
+		return CAR{}, &AcceptError{Check: "limit", Ref: c.Ref, Err: err}
 	}
 	return c, nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/ipfs/go-cid"
+	"github.com/multiformats/go-multibase"
 
 	"fpnode/blockstore"
 	"fpnode/internal/car"
@@ -41,18 +42,32 @@ func (vault) RecordAEAD(salt [32]byte) (cipher.AEAD, error) {
 	return cipher.NewGCM(b)
 }
 
-// keys are the keys of every ledger in these tests.
-var keys = func() *keyring.Keys {
+// key is the key of every ledger in these tests.
+var key = func() keyring.Key {
 	key, err := keyring.NewKey()
 	if err != nil {
 		panic(err)
 	}
+	return key
+}()
+
+var keys = func() *keyring.Keys {
 	k, err := keyring.NewKeys(key)
 	if err != nil {
 		panic(err)
 	}
 	return k
 }()
+
+// rawKey is the bytes of key.
+func rawKey(t testing.TB) []byte {
+	t.Helper()
+	_, raw, err := multibase.Decode(key.Export())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
 
 func ledgerID(n byte) [32]byte { return [32]byte{n, 1, 2, 3} }
 
