@@ -20,6 +20,7 @@ import (
 type home struct {
 	tb    testing.TB
 	fs    vfs.FS
+	dir   string
 	ring  *keyring.Ring
 	store *blockstore.Store
 	cars  *blockstore.Ledger
@@ -46,7 +47,12 @@ func newHome(tb testing.TB) *home {
 // openHome opens the ledger on a file system that may have been used before.
 func openHome(tb testing.TB, fs vfs.FS) *home {
 	tb.Helper()
-	h, err := tryHome(tb, fs)
+	return openHomeAt(tb, fs, "home")
+}
+
+func openHomeAt(tb testing.TB, fs vfs.FS, dir string) *home {
+	tb.Helper()
+	h, err := tryHome(tb, fs, dir)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -54,9 +60,8 @@ func openHome(tb testing.TB, fs vfs.FS) *home {
 	return h
 }
 
-func tryHome(tb testing.TB, fs vfs.FS) (*home, error) {
-	h := &home{tb: tb, fs: fs}
-	const dir = "home"
+func tryHome(tb testing.TB, fs vfs.FS, dir string) (*home, error) {
+	h := &home{tb: tb, fs: fs, dir: dir}
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -101,7 +106,7 @@ func (h *home) close() {
 func (h *home) reopen() {
 	h.tb.Helper()
 	h.close()
-	n := openHome(h.tb, h.fs)
+	n := openHomeAt(h.tb, h.fs, h.dir)
 	*h = *n
 	n.Ledger = nil // h is the one that is closed
 	h.tb.Cleanup(h.close)

@@ -88,6 +88,11 @@ const (
 	importBatchBytes = 16 << 20
 	importBatchCARs  = 4096
 
+	// maxJSEvents and maxJSVisits bound what JavaScript has to search and walk to read an export of several heads; it
+	// takes some 0.1 s for each read at these.
+	maxJSEvents = 128
+	maxJSVisits = 4096
+
 	// MaxPackBytes is the plain size at which a pack is full; only a single larger block makes a larger pack.
 	MaxPackBytes = 32 << 20
 	// packsPerClass is how many packs of one size class are joined; maxSmallPacks what follows for all classes.

@@ -683,6 +683,7 @@ func (m *merging) show(ctx context.Context) error {
 			return err
 		}
 		k := newValue{id: c.Key, value: c.New, block: m.staged.extra[c.New]}
+		k.fresh = !c.Old.Defined() && !m.recount // else a cut-off update may have written it
 		w, ok := winners[c.Key]
 		if !ok || w.value != c.New {
 			if w, err = m.winner(u, c); err != nil {

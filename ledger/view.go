@@ -356,6 +356,7 @@ type newValue struct {
 	value cid.Cid // undefined if the key is gone, which only a del event does and Fireproof never writes
 	event uint32
 	block []byte // the value's block where it is at hand
+	fresh bool   // the key had no value before
 }
 
 // update collects what one transition changes in the view. Its order is: events, changes, finish.
@@ -399,9 +400,13 @@ func (u *update) event(c cid.Cid, parents []cid.Cid, data pail.Data) (uint32, er
 
 // change records a key's new current value.
 func (u *update) change(k newValue) error {
-	old, had, err := u.l.view.get(k.id)
-	if err != nil {
-		return fmt.Errorf("reading the view: %w", err)
+	var old entry
+	var had bool
+	var err error
+	if !k.fresh {
+		if old, had, err = u.l.view.get(k.id); err != nil {
+			return fmt.Errorf("reading the view: %w", err)
+		}
 	}
 	if had {
 		u.delete(changeKey(old.change))

@@ -88,6 +88,8 @@ type job struct {
 	cars []blockstore.CAR
 	when func(context.Context, pail.Tree) error
 
+	join bool // a put of nothing: an empty batch if there are several heads, else no event
+
 	owner atomic.Int32 // waiting, or whoever was first to take the job
 	clock []cid.Cid    // result of a put
 	done  chan error   // capacity 1
@@ -98,6 +100,12 @@ const (
 	jobTaken
 	jobAbandoned
 )
+
+// join makes one head of several, by an event that writes nothing. Two replicas that join the same heads make the same
+// event.
+func (l *Ledger) join(ctx context.Context) error {
+	return l.submit(ctx, &job{join: true, done: make(chan error, 1)})
+}
 
 // exclusive runs f on the writer's goroutine, between commits: nothing else changes the ledger meanwhile. f must
 // not call Put, Delete or Merge.
@@ -230,6 +238,7 @@ type groupEvent struct {
 	parents []cid.Cid
 	data    pail.Data
 	docs    []Doc
+	fresh   []bool // of each doc, whether its key had no value before the event
 }
 
 // blockList is an ordered set of blocks.
@@ -259,7 +268,7 @@ func (l *Ledger) beginGroup(s *state) *group {
 	blocks := pail.GenesisBlocks()[1:] // the header is made with the CAR
 	e := groupEvent{Block: blocks[len(blocks)-1], data: pail.Data{Root: pail.GenesisRoot}}
 	e.data.Ops = []pail.Op{{Key: pail.GenesisKey, Value: pail.GenesisDoc}}
-	e.docs = []Doc{{ID: pail.GenesisKey, CID: pail.GenesisDoc, block: blocks[0].Data}}
+	e.docs, e.fresh = []Doc{{ID: pail.GenesisKey, CID: pail.GenesisDoc, block: blocks[0].Data}}, []bool{true}
 	g.genesis, g.events = blocks, []groupEvent{e}
 	g.made.add(blocks)
 	g.head, g.trie = []cid.Cid{e.CID}, pail.Load(g.made, l.shards, pail.GenesisRoot)
@@ -283,6 +292,9 @@ func (g *group) apply(ctx context.Context, j *job) error {
 			return err
 		}
 	}
+	if j.join && len(g.head) == 1 {
+		return nil
+	}
 	if err := g.write(ctx, j.docs); err != nil {
 		return err
 	}
@@ -292,11 +304,18 @@ func (g *group) apply(ctx context.Context, j *job) error {
 }
 
 // write makes the event of docs on the group's head: one document is a put, and no event if it changes nothing;
-// several are a batch.
+// several, or none, are a batch.
 func (g *group) write(ctx context.Context, docs []Doc) error {
-	data := pail.Data{Batch: len(docs) > 1, Ops: make([]pail.Op, len(docs))}
+	data := pail.Data{Batch: len(docs) != 1, Ops: make([]pail.Op, len(docs))}
+	fresh := make([]bool, len(docs))
 	edit := g.trie.Edit()
 	for i, d := range docs {
+		// The trie has the shards for this at hand, the view may have to go to the disk.
+		_, had, err := g.trie.Get(ctx, d.ID)
+		if err != nil {
+			return fmt.Errorf("putting %.80q: %w", d.ID, err)
+		}
+		fresh[i] = !had
 		data.Ops[i] = pail.Op{Key: d.ID, Value: d.CID}
 		if err := edit.Put(ctx, d.ID, d.CID); err != nil {
 			return fmt.Errorf("putting %.80q: %w", d.ID, err)
@@ -315,7 +334,7 @@ func (g *group) write(ctx context.Context, docs []Doc) error {
 		g.shards.add(s.CID, s.Data)
 	}
 	event := car.Block{CID: c, Data: block}
-	g.events = append(g.events, groupEvent{Block: event, parents: g.head, data: data, docs: docs})
+	g.events = append(g.events, groupEvent{Block: event, parents: g.head, data: data, docs: docs, fresh: fresh})
 	g.advance(event, res)
 	return nil
 }
@@ -364,11 +383,10 @@ func (l *Ledger) commit(ctx context.Context, old *state, g *group) error {
 
 	next := *old
 	next.head, next.root, next.tips, next.joined = g.head, g.trie.Root(), meta, nil
-	before := l.trieOf(old)
 	l.blocks, l.merged = newOverlay(l.store), false
 	clear(l.tipHeads)
 	l.tipHeads[meta[0].CID] = g.head
-	if err := l.show(ctx, before, next, g); err != nil {
+	if err := l.show(ctx, next, g); err != nil {
 		// The write is durable all the same. The view is made to follow from the tips, now or before the next write.
 		l.log.Error("view not updated", "err", err)
 		l.behind = true
@@ -377,8 +395,8 @@ func (l *Ledger) commit(ctx context.Context, old *state, g *group) error {
 	return nil
 }
 
-// show brings a group into the view. before is the trie it was applied to.
-func (l *Ledger) show(ctx context.Context, before pail.Tree, next state, g *group) error {
+// show brings a group into the view.
+func (l *Ledger) show(ctx context.Context, next state, g *group) error {
 	u := l.newUpdate(ctx, next)
 	defer u.close()
 	var last map[string]int // of keys written more than once, the op that counts
@@ -388,9 +406,10 @@ func (l *Ledger) show(ctx context.Context, before pail.Tree, next state, g *grou
 		if err != nil {
 			return err
 		}
-		for _, d := range e.docs {
-			k := newValue{id: d.ID, value: d.CID, event: seq, block: d.block}
+		for i, d := range e.docs {
+			k := newValue{id: d.ID, value: d.CID, event: seq, block: d.block, fresh: e.fresh[i]}
 			if i, ok := last[d.ID]; ok {
+				k.fresh = changes[i].fresh
 				changes[i].id = ""
 			}
 			if last == nil {
@@ -404,12 +423,6 @@ func (l *Ledger) show(ctx context.Context, before pail.Tree, next state, g *grou
 		if k.id == "" {
 			continue
 		}
-		// The trie's shards are at hand, the view's records may not be.
-		_, had, err := before.Get(ctx, k.id)
-		if err != nil {
-			return err
-		}
-		k.fresh = !had
 		if err := u.change(k); err != nil {
 			return err
 		}
