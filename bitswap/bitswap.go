@@ -11,8 +11,9 @@
 //     which blocks the store holds.
 //   - What Fetch yields has the Wire and the Size of its Ref: all of it was hashed.
 //   - At most MaxWants blocks are asked for at a time. A peer that promised a block and
-//     does not send it is replaced by another after five seconds; a fetch that hears
-//     nothing for thirty ends without the rest.
+//     does not send it is replaced by another after five seconds. A fetch ends without
+//     the rest when nobody has said for three seconds to have any of it, or when who
+//     said so has been silent for thirty.
 package bitswap
 
 import (
@@ -30,6 +31,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multihash"
+
+	"fpnode/blockstore"
 )
 
 // Store is what the exchange serves: blocks by multihash. blockstore.Store is one.
@@ -54,6 +57,7 @@ type Config struct {
 // Exchange serves and fetches blocks. Its methods are safe for concurrent use.
 type Exchange struct {
 	boxo  *boxo.Bitswap
+	store Store
 	gate  *gate
 	slots chan struct{} // one for each batch under way
 	huge  chan struct{} // one for the CAR above hugeBytes that is being put together
@@ -64,7 +68,7 @@ func New(cfg Config) *Exchange {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	x := &Exchange{gate: newGate(bsnet.NewFromIpfsHost(cfg.Host)), slots: make(chan struct{}, batches), huge: make(chan struct{}, 1)}
+	x := &Exchange{store: cfg.Store, gate: newGate(bsnet.NewFromIpfsHost(cfg.Host)), slots: make(chan struct{}, batches), huge: make(chan struct{}, 1)}
 	x.boxo = boxo.New(context.Background(), x.gate, nil, store{cfg.Store, cfg.NotFound},
 		boxo.WithPeerBlockRequestFilter(func(p peer.ID, _ cid.Cid) bool { return x.Admitted(p) }),
 		boxo.MaxQueuedWantlistEntriesPerPeer(maxQueuedWants),
@@ -86,6 +90,40 @@ func (x *Exchange) Revoke(p peer.ID) { x.gate.revoke(p) }
 
 // Admitted reports whether p was admitted.
 func (x *Exchange) Admitted(p peer.ID) bool { return x.gate.isAdmitted(p) }
+
+// Added says that the store has got CARs: peers that asked for them before are sent
+// them now. Call it when they can be read; it does no more than a lookup.
+func (x *Exchange) Added(cars ...blockstore.Ref) {
+	list := make([]blocks.Block, 0, len(cars))
+	for _, r := range cars {
+		size := r.Size
+		if r.Wire.Prefix().Codec != cid.Raw {
+			// Who wants a file wants its root first.
+			var err error
+			if size, err = x.store.WireSize(r.Wire.Hash()); err != nil {
+				continue
+			}
+		}
+		if size > 0 && size <= leafBytes {
+			list = append(list, announced{r.Wire.Cid, zeros[:size]})
+		}
+	}
+	// It looks at the names and sizes of the blocks and reads the store when it sends.
+	_ = x.boxo.Server.NotifyNewBlocks(context.Background(), list...)
+}
+
+// announced is a block of which only name and size matter.
+type announced struct {
+	cid  cid.Cid
+	data []byte
+}
+
+var zeros [leafBytes]byte
+
+func (a announced) Cid() cid.Cid             { return a.cid }
+func (a announced) RawData() []byte          { return a.data }
+func (a announced) String() string           { return a.cid.String() }
+func (a announced) Loggable() map[string]any { return nil }
 
 // Close ends all fetches and stops serving.
 func (x *Exchange) Close() error { return x.boxo.Close() }

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	mrand "math/rand/v2"
 	"sync"
 	"testing"
@@ -414,13 +415,49 @@ func TestBench(t *testing.T) {
 
 func TestFetchEndsWhenNothingComes(t *testing.T) {
 	b := newNode(t, "b")
-	b.gate.timing.silence, b.gate.timing.review = 50*time.Millisecond, 20*time.Millisecond
+	b.gate.timing.hope, b.gate.timing.silence, b.gate.timing.review = 10*time.Millisecond, 50*time.Millisecond, 20*time.Millisecond
 	silent, _ := newMute(t, "silent")
 	dial(t, b.host, silent)
 	b.Admit(silent.ID())
 	waitFor(t, "connection", func() bool { return b.gate.anyPresent([]peer.ID{silent.ID()}) })
 	for range b.Fetch(t.Context(), []peer.ID{silent.ID()}, []blockstore.Ref{newMemory().add(random(100), leafBytes, 174)}) {
 		t.Error("something arrived")
+	}
+}
+
+func TestFetchEndsWhenNobodyHasIt(t *testing.T) {
+	a, b := newNode(t, "a"), newNode(t, "b")
+	meet(t, a, b)
+	b.gate.timing.hope, b.gate.timing.review = 50*time.Millisecond, 20*time.Millisecond
+	for range b.Fetch(t.Context(), []peer.ID{a.host.ID()}, []blockstore.Ref{newMemory().add(random(100), leafBytes, 174)}) {
+		t.Error("something arrived")
+	}
+	if len(b.gate.batches) != 0 {
+		t.Error("the batch is still watched")
+	}
+}
+
+// Who asks too early is sent the CAR as soon as it is there.
+func TestAddedServesThoseWhoWait(t *testing.T) {
+	a, b := newNode(t, "a"), newNode(t, "b")
+	meet(t, a, b)
+	later := newMemory()
+	small, large := later.add(random(100), leafBytes, 174), later.add(random(2*leafBytes), leafBytes, 174)
+	got := make(chan int)
+	go func() {
+		n := 0
+		for range b.Fetch(t.Context(), []peer.ID{a.host.ID()}, []blockstore.Ref{small, large}) {
+			n++
+		}
+		got <- n
+	}()
+	waitFor(t, "the wants", func() bool { return len(a.boxo.WantlistForPeer(b.host.ID())) == 2 })
+	a.store.mu.Lock()
+	maps.Copy(a.store.blocks, later.blocks)
+	a.store.mu.Unlock()
+	a.Added(small, large)
+	if n := <-got; n != 2 {
+		t.Errorf("%d of 2 arrived", n)
 	}
 }
 

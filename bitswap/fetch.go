@@ -174,7 +174,8 @@ func (f *fetch) batch(ctx context.Context, cids []cid.Cid, got func(cid.Cid, []b
 	if err != nil {
 		return // the exchange is being closed
 	}
-	last := time.Now()
+	watched := f.x.gate.begin(cids, time.Now())
+	defer f.x.gate.end(watched)
 	tick := time.NewTicker(f.x.gate.timing.review)
 	defer tick.Stop()
 	for {
@@ -184,12 +185,11 @@ func (f *fetch) batch(ctx context.Context, cids []cid.Cid, got func(cid.Cid, []b
 				return
 			}
 			got(b.Cid(), b.RawData())
-			last = time.Now()
 		case now := <-tick.C:
-			if now.Sub(last) > f.x.gate.timing.silence {
+			f.x.gate.review(now)
+			if f.x.gate.hopeless(watched, now) {
 				return
 			}
-			f.x.gate.review(now)
 		}
 	}
 }

@@ -30,6 +30,50 @@ type gate struct {
 	mu        sync.Mutex
 	admitted  map[peer.ID]bool
 	connected map[peer.ID]*account
+	batches   map[*batch]struct{}
+}
+
+// batch is a set of blocks that were asked for together. gate.mu guards sign.
+type batch struct {
+	cids map[cid.Cid]struct{}
+	sign time.Time // when a peer last said that it has one of them, or sent one
+}
+
+// begin takes up a batch.
+func (g *gate) begin(cids []cid.Cid, now time.Time) *batch {
+	b := &batch{cids: make(map[cid.Cid]struct{}, len(cids)), sign: now}
+	for _, c := range cids {
+		b.cids[c] = struct{}{}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.batches[b] = struct{}{}
+	return b
+}
+
+func (g *gate) end(b *batch) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.batches, b)
+}
+
+// hopeless reports whether nothing more is to be expected of a batch: nobody has given
+// a sign of it for long, or for a shorter time while nobody owes a block of it.
+func (g *gate) hopeless(b *batch, now time.Time) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	quiet := now.Sub(b.sign)
+	if quiet <= g.timing.hope || quiet > g.timing.silence {
+		return quiet > g.timing.silence
+	}
+	for _, a := range g.connected {
+		for c := range a.asked {
+			if _, ok := b.cids[c]; ok {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // account is what the gate knows of a connected peer. gate.mu guards it.
@@ -46,6 +90,7 @@ func newGate(net network.BitSwapNetwork) *gate {
 		timing:         defaultTiming,
 		admitted:       make(map[peer.ID]bool),
 		connected:      make(map[peer.ID]*account),
+		batches:        make(map[*batch]struct{}),
 	}
 }
 
@@ -152,22 +197,34 @@ func (g *gate) review(now time.Time) {
 
 // settle takes what p answered off the accounts.
 func (g *gate) settle(p peer.ID, m message.BitSwapMessage) {
-	blocks, denied := m.Blocks(), m.DontHaves()
-	if len(blocks)+len(denied) == 0 {
-		return
-	}
+	blocks, denied, haves := m.Blocks(), m.DontHaves(), m.Haves()
+	now := time.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	sign := func(c cid.Cid) {
+		for b := range g.batches {
+			if _, ok := b.cids[c]; ok {
+				b.sign = now
+			}
+		}
+	}
 	for _, b := range blocks {
+		sign(b.Cid())
 		for _, a := range g.connected {
 			delete(a.asked, b.Cid())
 		}
+	}
+	for _, c := range haves {
+		sign(c)
+	}
+	if len(blocks)+len(denied) == 0 {
+		return
 	}
 	a := g.connected[p]
 	if a == nil {
 		return
 	}
-	a.heard = time.Now()
+	a.heard = now
 	for _, c := range denied {
 		delete(a.asked, c)
 	}

@@ -55,9 +55,10 @@ const (
 
 // timing holds the time limits of an Exchange, which tests shorten.
 type timing struct {
-	// silence is how long a batch waits for the next block before it is given up. A
-	// block of leafBytes takes that long at 300 kbit/s.
-	silence time.Duration
+	// hope is how long a batch waits when no peer says that it has any of it, and
+	// silence how long when one does and then does not send. A block of leafBytes takes
+	// that long at 300 kbit/s.
+	hope, silence time.Duration
 
 	// patience is how long a peer may owe a block while another peer is there, and
 	// bench how long it is not asked after that.
@@ -68,6 +69,7 @@ type timing struct {
 }
 
 var defaultTiming = timing{
+	hope:     3 * time.Second,
 	silence:  30 * time.Second,
 	patience: 5 * time.Second,
 	bench:    time.Minute,

@@ -34,7 +34,8 @@ type machine struct {
 	hasTips   bool
 	heard     [32]byte // digest of the tips that were last announced, by whomever
 	recent    []blockstore.Ref
-	published time.Time
+	changedAt time.Time // when tips changed
+	published time.Time // when they were announced by this replica
 	announce  time.Time // when to announce next
 
 	peers     map[peer.ID]*remote
@@ -192,9 +193,9 @@ func (m *machine) disconnected(p peer.ID) {
 // joined: p subscribed to the ledger's topic. It may have missed what was announced.
 func (m *machine) joined(now time.Time, p peer.ID) {
 	m.greet(now)
-	if r := m.peers[p]; r != nil && !r.met {
+	if r := m.peers[p]; r != nil && !r.met && !r.exchanging && r.exchangeAt.IsZero() {
 		r.refusals = 0
-		m.wantExchange(now, p)
+		m.wantExchange(now, p) // it was taken for a stranger
 	}
 }
 
@@ -224,7 +225,7 @@ func (m *machine) changed(now time.Time, tips [32]byte, n int) {
 	if m.tips == tips {
 		return
 	}
-	m.tips, m.hasTips = tips, n > 0
+	m.tips, m.hasTips, m.changedAt = tips, n > 0, now
 	if tips == m.heard {
 		// They came by an announcement, which everybody else has heard as well.
 		m.recent = nil
@@ -256,7 +257,11 @@ func (m *machine) announced(now time.Time, n news) {
 		}
 	}
 	if m.add(now, n) == nothing && m.hasTips && !n.more {
-		m.greet(now) // it lacks what is here
+		// It lacks what is here. If that has been announced, gossip does not reach it.
+		if m.published.After(m.changedAt) && now.Sub(m.published) > greetWithin {
+			m.wantExchange(now, n.from)
+		}
+		m.greet(now)
 	}
 }
 

@@ -24,13 +24,13 @@ import (
 //	opener                                   server
 //	proof, hello                    →
 //	                                ←        hello
-//	metas* keys* end                →                     unless the tips are equal
+//	same                            →                     if the tips are equal, else
+//	metas* keys* end                →
 //	                                ←        metas* refs* wants* end
 //	refs* end                       →
 //
 // hello is a digest of the tips. keys are eight bytes for each CAR, made with the
 // salt of the exchange, so that the refs that travel are those that one side lacks.
-// If the tips are equal the opener's end is all that follows the hellos.
 const RefsProtocol = "/fpnode/refs/0"
 
 // kind is the first byte of a frame.
@@ -43,7 +43,8 @@ const (
 	kindRefs  kind = 'r' // a table of refs that the other side lacks
 	kindWants kind = 'w' // keys of the CARs that the server lacks
 	kindMore  kind = 'M' // empty: there are more refs than were sent
-	kindEnd   kind = 'e' // empty
+	kindSame  kind = 's' // empty: the tips are equal, nothing follows
+	kindEnd   kind = 'e' // empty: the turn is over
 )
 
 // inventory is what an exchange needs to know of a replica.
@@ -91,7 +92,7 @@ func openExchange(
 	}
 	proved()
 	if string(theirs) == string(mine[:]) {
-		w.send(kindEnd, nil)
+		w.send(kindSame, nil)
 		return offer{equal: true}, w.flush()
 	}
 
@@ -153,8 +154,8 @@ func serveExchange(
 	if err != nil {
 		return offer{}, err
 	}
-	if got.empty {
-		return offer{equal: true}, nil
+	if got.equal {
+		return got.offer, nil
 	}
 	keys, err := keysOf(inv, salt)
 	if err != nil {
@@ -319,14 +320,13 @@ func (w *conversation) receive(want kind) ([]byte, error) {
 // received is what one turn of the other side held.
 type received struct {
 	offer
-	keys  []uint64 // of kindKeys or kindWants
-	empty bool     // nothing but the end
+	keys []uint64 // of kindKeys or kindWants
 }
 
 // receiveOffer reads frames up to the end of the other side's turn.
 func (w *conversation) receiveOffer() (received, error) {
-	got := received{empty: true}
-	for {
+	var got received
+	for first := true; ; first = false {
 		k, body, err := w.next()
 		if err != nil {
 			return received{}, err
@@ -337,7 +337,9 @@ func (w *conversation) receiveOffer() (received, error) {
 			}
 			return got, nil
 		}
-		got.empty = false
+		if k == kindSame && first {
+			return received{offer: offer{equal: true}}, nil
+		}
 		switch k {
 		case kindMetas:
 			err = got.addMetas(body)

@@ -237,6 +237,11 @@ func (r *room) exchange(ctx context.Context, p peer.ID) {
 
 // exchanged posts the outcome of an exchange.
 func (r *room) exchanged(p peer.ID, opened bool, o offer, err error, refused bool) {
+	if err != nil {
+		r.sync.log.Debug("no exchange", "ledger", r.Name, "peer", p, "opened", opened, "refused", refused, "err", err)
+	} else {
+		r.sync.log.Debug("exchanged", "ledger", r.Name, "peer", p, "opened", opened, "equal", o.equal, "tips", len(o.tips), "refs", len(o.refs))
+	}
 	var n news
 	if err == nil && !o.equal {
 		n = r.reduce(p, o.tips, o.refs)

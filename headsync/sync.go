@@ -69,6 +69,8 @@ type Fetcher interface {
 	// Admit allows traffic with a peer in both directions, Revoke ends it.
 	Admit(peer.ID)
 	Revoke(peer.ID)
+	// Added says that CARs have become durable here, for peers that wait for them.
+	Added(cars ...blockstore.Ref)
 	// Fetch yields CARs as they arrive. What it has not yielded when it ends is not to
 	// be had from these peers now.
 	Fetch(ctx context.Context, from []peer.ID, refs []blockstore.Ref) iter.Seq2[blockstore.Ref, []byte]
@@ -191,6 +193,7 @@ func (s *Sync) Committed(id [32]byte, refs ...blockstore.Ref) {
 	r := s.rooms[id]
 	s.mu.Unlock()
 	if r != nil {
+		s.fetcher.Added(refs...)
 		r.mail.commit(refs)
 	}
 }

@@ -14,7 +14,8 @@
 //     Config.MDNS is set.
 //   - A remembered peer is dialled until it answers, with backoff and jitter, and
 //     again whenever its connection is lost.
-//   - A peer cannot make the host track a topic that the host has not joined.
+//   - A peer cannot make the host track more than a few hundred topics that the host
+//     has not joined.
 //   - Every message, stream, queue and connection count is bounded, see limits.go.
 package p2p
 

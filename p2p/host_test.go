@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	pb "github.com/libp2p/go-libp2p-pubsub/pb"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/goleak"
 )
@@ -305,49 +307,68 @@ func TestRefusedMessageIsNotPassedOn(t *testing.T) {
 	}
 }
 
-func TestForeignTopicsAreNotTracked(t *testing.T) {
-	a, b := newHost(t, 1), newHost(t, 2)
-	for i := range 50 {
-		join(t, a, fmt.Sprint("foreign ", i), nil)
+func TestForeignTopicsAreBounded(t *testing.T) {
+	a := newHost(t, 1)
+	f := &subscriptions{a.Host, make(map[peer.ID]map[string]struct{})}
+	join(t, a, "own", nil)
+	sub := func(name string) *pb.RPC_SubOpts {
+		yes := true
+		return &pb.RPC_SubOpts{Subscribe: &yes, Topicid: &name}
 	}
-	join(t, a, "shared", nil)
-	mb := join(t, b, "shared", nil)
-	connect(t, a, b)
-	wait(t, "join", mb.joined, anyOf)
-	if got := b.gossip.ListPeers("foreign 1"); len(got) != 0 {
-		t.Errorf("tracked: %v", got)
+	var subs []*pb.RPC_SubOpts
+	for i := range maxForeignTopics + 10 {
+		subs = append(subs, sub(fmt.Sprint("foreign ", i)))
 	}
-	if _, err := b.Join("shared", nil, nil); !errors.Is(err, ErrTopic) {
+	subs = append(subs, sub("own"), sub(strings.Repeat("x", maxTopicBytes+1)))
+	for range 2 { // the second time they are all known
+		kept, err := f.FilterIncomingSubscriptions("p", subs)
+		if err != nil || len(kept) != maxForeignTopics+1 {
+			t.Errorf("%d kept, %v", len(kept), err)
+		}
+	}
+	for i := range 2 * maxConns {
+		if _, err := f.FilterIncomingSubscriptions(peer.ID(fmt.Sprint(i)), subs[:1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(f.foreign) > maxConns+1 {
+		t.Errorf("%d peers tracked", len(f.foreign))
+	}
+	for range maxSubscriptionsPerMessage {
+		subs = append(subs, sub("own"))
+	}
+	if _, err := f.FilterIncomingSubscriptions("p", subs); err == nil {
+		t.Error("too many subscriptions in a message were taken")
+	}
+}
+
+func TestTopicsAreJoinedOnce(t *testing.T) {
+	a := newHost(t, 1)
+	join(t, a, "x", nil)
+	if _, err := a.Join("x", nil, nil); !errors.Is(err, ErrTopic) {
 		t.Errorf("joined twice: %v", err)
 	}
 }
 
-// A topic joined while the peers are connected works in both directions, although
-// the peer's subscription was filtered away when the two met.
+// A topic joined while its other members are connected works in both directions.
 func TestTopicJoinedLate(t *testing.T) {
 	a, b := newHost(t, 1), newHost(t, 2)
 	mb := join(t, b, "x", nil)
+	first := join(t, a, "y", nil)
+	join(t, b, "y", nil)
 	connect(t, a, b)
+	wait(t, "the first messages to be through", first.joined, anyOf)
 	ma := join(t, a, "x", nil)
 	wait(t, "join", mb.joined, anyOf)
-	for i := 0; ; i++ {
-		if err := a.Publish(t.Context(), "x", fmt.Appendf(nil, "from a %d", i)); err != nil {
-			t.Fatal(err)
-		}
-		if err := b.Publish(t.Context(), "x", fmt.Appendf(nil, "from b %d", i)); err != nil {
-			t.Fatal(err)
-		}
-		if len(ma.got) > 0 && len(mb.got) > 0 {
-			return
-		}
-		if i == 200 {
-			t.Fatalf("a received %d, b received %d", len(ma.got), len(mb.got))
-		}
-		select {
-		case <-time.After(100 * time.Millisecond):
-		case <-t.Context().Done():
-		}
+	wait(t, "join", ma.joined, anyOf)
+	if err := a.Publish(t.Context(), "x", []byte("from a")); err != nil {
+		t.Fatal(err)
 	}
+	if err := b.Publish(t.Context(), "x", []byte("from b")); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "message", ma.got, anyOf)
+	wait(t, "message", mb.got, anyOf)
 }
 
 func TestTooLongAMessageIsNotPublished(t *testing.T) {

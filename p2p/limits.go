@@ -13,12 +13,15 @@ const (
 	maxControlBytes = 64 << 10
 
 	// maxSubscriptionsPerMessage bounds the subscriptions that one message of a
-	// peer may carry; the message is dropped above it. Only topics this host has
-	// joined itself are kept in memory, whatever the number.
+	// peer may carry; the message is dropped above it.
 	maxSubscriptionsPerMessage = 1024
 
-	// maxTopics bounds the topics this host joins.
-	maxTopics = 4096
+	// maxTopics bounds the topics this host joins, maxForeignTopics those of each peer
+	// that are kept in mind although this host has not joined them, and maxTopicBytes
+	// the name of one.
+	maxTopics        = 4096
+	maxForeignTopics = 512
+	maxTopicBytes    = 64
 
 	// maxValidations bounds the messages of one topic that are checked at the same
 	// time; more are dropped (gossip is a hint, the stream exchange is the delivery).

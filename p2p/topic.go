@@ -11,6 +11,7 @@ import (
 
 	pubsub "github.com/libp2p/go-libp2p-pubsub"
 	pb "github.com/libp2p/go-libp2p-pubsub/pb"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
@@ -31,7 +32,7 @@ func (h *Host) startGossip() error {
 		pubsub.WithMaxMessageSize(MaxMessageBytes),
 		pubsub.WithMaxControlMessageSize(maxControlBytes),
 		pubsub.WithMessageSignaturePolicy(pubsub.StrictSign),
-		pubsub.WithSubscriptionFilter(subscriptions{h}),
+		pubsub.WithSubscriptionFilter(&subscriptions{h, make(map[peer.ID]map[string]struct{})}),
 		pubsub.WithSeenMessagesTTL(seenFor),
 		pubsub.WithFloodPublish(true),
 		pubsub.WithPeerExchange(false),
@@ -183,18 +184,47 @@ func (h *Host) Publish(ctx context.Context, name string, data []byte) error {
 	return nil
 }
 
-// subscriptions keeps only the topics that the host has joined itself.
-type subscriptions struct{ h *Host }
+// subscriptions decides which subscriptions of peers pubsub keeps in memory: those to
+// topics this host has joined, and of each peer a limited number of others. Without
+// the latter a topic joined while its members are connected would stay silent, since
+// each tells its subscriptions only once.
+type subscriptions struct {
+	h *Host
+	// foreign holds the topics kept for each peer that this host has not joined. It is
+	// owned by pubsub's loop, which makes all calls of FilterIncomingSubscriptions.
+	foreign map[peer.ID]map[string]struct{}
+}
 
-func (s subscriptions) CanSubscribe(name string) bool {
+func (s *subscriptions) CanSubscribe(name string) bool {
 	s.h.mu.Lock()
 	defer s.h.mu.Unlock()
 	return s.h.topics[name] != nil
 }
 
-func (s subscriptions) FilterIncomingSubscriptions(_ peer.ID, subs []*pb.RPC_SubOpts) ([]*pb.RPC_SubOpts, error) {
+func (s *subscriptions) FilterIncomingSubscriptions(p peer.ID, subs []*pb.RPC_SubOpts) ([]*pb.RPC_SubOpts, error) {
 	if len(subs) > maxSubscriptionsPerMessage {
 		return nil, pubsub.ErrTooManySubscriptions
 	}
-	return pubsub.FilterSubscriptions(subs, s.CanSubscribe), nil
+	if len(s.foreign) > maxConns {
+		for q := range s.foreign {
+			if s.h.host.Network().Connectedness(q) != network.Connected {
+				delete(s.foreign, q)
+			}
+		}
+	}
+	theirs := s.foreign[p]
+	if theirs == nil {
+		theirs = make(map[string]struct{})
+		s.foreign[p] = theirs
+	}
+	return pubsub.FilterSubscriptions(subs, func(name string) bool {
+		if s.CanSubscribe(name) {
+			return true
+		}
+		if _, ok := theirs[name]; !ok && (len(theirs) >= maxForeignTopics || len(name) > maxTopicBytes) {
+			return false
+		}
+		theirs[name] = struct{}{}
+		return true
+	}), nil
 }
