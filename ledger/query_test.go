@@ -10,6 +10,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -846,4 +848,42 @@ func TestIndexAfterCrash(t *testing.T) {
 		c.close()
 	}
 	t.Logf("%d of 15 crashes left an index that was behind", behind)
+}
+
+// TestQuerySeesAcknowledgedWrites queries from several goroutines while documents are written.
+func TestQuerySeesAcknowledgedWrites(t *testing.T) {
+	h := newHome(t)
+	var acknowledged atomic.Int64
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for ended := false; !ended; {
+				select {
+				case <-done:
+					ended = true // once more, for the last write
+				default:
+				}
+				least := int(acknowledged.Load())
+				n := 0
+				for _, err := range h.Query(context.Background(), Query{Field: "k"}) {
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					n++
+				}
+				if n < least {
+					t.Errorf("%d rows, %d writes were acknowledged before", n, least)
+					return
+				}
+			}
+		})
+	}
+	for i := range 200 {
+		h.put(fmt.Sprintf(`{"_id":"d%d","k":%d}`, i, i%7))
+		acknowledged.Store(int64(i + 1))
+	}
+	close(done)
+	wg.Wait()
 }
