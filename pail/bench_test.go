@@ -39,12 +39,13 @@ func BenchmarkPut(b *testing.B) {
 			tree := filled(b, keys[:n])
 			values := []cid.Cid{value("v"), value("w")}
 			b.ReportAllocs()
+			e := tree.Edit()
 			for i := 0; b.Loop(); i++ { // first new keys, then new values
-				e := tree.Edit()
 				if err := e.Put(ctx, keys[(n+i)%len(keys)], values[(n+i)/len(keys)%2]); err != nil {
 					b.Fatal(err)
 				}
 				tree = e.Commit().Tree.Stored()
+				e.reset(tree)
 			}
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "puts/s")
 		})

@@ -16,23 +16,23 @@ type Cache struct {
 
 	mu sync.Mutex
 	// mu guards the fields below it.
-	slots     []slot           // slots[current] and slots[replaced] close two rings
-	free      int32            // first of a list of free slots by next, 0 if there is none
-	byCID     map[string]int32 // by binary CID
+	cells     []cell // cells[current] and cells[replaced] close two rings
+	free      int32  // first of a list of free cells by next, 0 if there is none
+	byLink    map[link]int32
 	sizeBytes int
 	replaced  int // length of the ring of replaced shards
 }
 
-// A slot is an element of a ring in order of use: next of the slot that closes
+// A cell is an element of a ring in order of use: next of the cell that closes
 // it is the newest, prev the oldest.
-type slot struct {
+type cell struct {
 	shard      *shard
 	sizeBytes  int
 	ring       int32
 	prev, next int32
 }
 
-// The rings, by the slots that close them.
+// The rings, by the cells that close them.
 const (
 	current  = 0
 	replaced = 1
@@ -53,8 +53,8 @@ func NewCache(shards int) *Cache {
 	return &Cache{
 		maxShards: shards,
 		maxBytes:  shards * shardBytes,
-		slots:     []slot{current: {}, replaced: {prev: replaced, next: replaced}},
-		byCID:     map[string]int32{},
+		cells:     []cell{current: {}, replaced: {prev: replaced, next: replaced}},
+		byLink:    map[link]int32{},
 	}
 }
 
@@ -62,24 +62,24 @@ func NewCache(shards int) *Cache {
 func (c *Cache) Len() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.byCID)
+	return len(c.byLink)
 }
 
-func (c *Cache) get(cid string) *shard {
+func (c *Cache) get(l link) *shard {
 	if c == nil {
 		return nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	i, ok := c.byCID[cid]
+	i, ok := c.byLink[l]
 	if !ok {
 		return nil
 	}
-	if c.slots[current].next != i {
+	if c.cells[current].next != i {
 		c.unlink(i)
 		c.linkFirst(i, current)
 	}
-	return c.slots[i].shard
+	return c.cells[i].shard
 }
 
 // put adds a shard, which must have a cid.
@@ -94,13 +94,13 @@ func (c *Cache) replace(old []cid.Cid, shards []*shard) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, o := range old {
-		if i, ok := c.byCID[o.KeyString()]; ok {
+		if i, ok := c.byLink[linkOf(o)]; ok {
 			c.unlink(i)
 			c.linkFirst(i, replaced)
 		}
 	}
 	for c.replaced > maxReplaced {
-		c.evict(c.slots[replaced].prev)
+		c.evict(c.cells[replaced].prev)
 	}
 	for _, s := range shards {
 		c.add(s)
@@ -108,66 +108,52 @@ func (c *Cache) replace(old []cid.Cid, shards []*shard) {
 }
 
 func (c *Cache) add(s *shard) {
-	size := s.memory()
-	if _, ok := c.byCID[s.cid.KeyString()]; ok || size > c.maxBytes || c.maxShards < 1 {
+	l, size := linkOf(s.cid), s.memory()
+	if _, ok := c.byLink[l]; ok || size > c.maxBytes || c.maxShards < 1 {
 		return
 	}
-	for len(c.byCID) >= c.maxShards || c.sizeBytes+size > c.maxBytes {
-		oldest := c.slots[replaced].prev
+	for len(c.byLink) >= c.maxShards || c.sizeBytes+size > c.maxBytes {
+		oldest := c.cells[replaced].prev
 		if c.replaced == 0 {
-			oldest = c.slots[current].prev
+			oldest = c.cells[current].prev
 		}
 		c.evict(oldest)
 	}
 	i := c.free
 	if i != 0 {
-		c.free = c.slots[i].next
+		c.free = c.cells[i].next
 	} else {
-		i = int32(len(c.slots))
-		c.slots = append(c.slots, slot{})
+		i = int32(len(c.cells))
+		c.cells = append(c.cells, cell{})
 	}
-	c.slots[i] = slot{shard: s, sizeBytes: size}
+	c.cells[i] = cell{shard: s, sizeBytes: size}
 	c.linkFirst(i, current)
-	c.byCID[s.cid.KeyString()] = i
+	c.byLink[l] = i
 	c.sizeBytes += size
 }
 
 func (c *Cache) evict(i int32) {
 	c.unlink(i)
-	delete(c.byCID, c.slots[i].shard.cid.KeyString())
-	c.sizeBytes -= c.slots[i].sizeBytes
-	c.slots[i] = slot{next: c.free}
+	delete(c.byLink, linkOf(c.cells[i].shard.cid))
+	c.sizeBytes -= c.cells[i].sizeBytes
+	c.cells[i] = cell{next: c.free}
 	c.free = i
 }
 
 func (c *Cache) unlink(i int32) {
-	s := &c.slots[i]
-	c.slots[s.prev].next = s.next
-	c.slots[s.next].prev = s.prev
+	s := &c.cells[i]
+	c.cells[s.prev].next = s.next
+	c.cells[s.next].prev = s.prev
 	if s.ring == replaced {
 		c.replaced--
 	}
 }
 
 func (c *Cache) linkFirst(i, ring int32) {
-	next := c.slots[ring].next
-	c.slots[i].prev, c.slots[i].next, c.slots[i].ring = ring, next, ring
-	c.slots[ring].next, c.slots[next].prev = i, i
+	next := c.cells[ring].next
+	c.cells[i].prev, c.cells[i].next, c.cells[i].ring = ring, next, ring
+	c.cells[ring].next, c.cells[next].prev = i, i
 	if ring == replaced {
 		c.replaced++
 	}
-}
-
-// memory returns about how many bytes a shard takes.
-func (s *shard) memory() int {
-	const (
-		shardOverhead = 256 // the struct, its CID, its place in the Cache
-		entryOverhead = 56
-	)
-	n := shardOverhead + len(s.prefix) + cap(s.entries)*entryOverhead
-	for i := range s.entries {
-		e := &s.entries[i]
-		n += len(e.key) + len(e.value) + len(e.link)
-	}
-	return n
 }

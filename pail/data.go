@@ -3,7 +3,6 @@ package pail
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/ipfs/go-cid"
 
@@ -119,11 +118,6 @@ func typeOf(del bool) string {
 		return "del"
 	}
 	return "put"
-}
-
-func isShardCID(c cid.Cid) bool {
-	s := c.KeyString()
-	return len(s) == shardCIDBytes && strings.HasPrefix(s, shardCIDPrefix)
 }
 
 // Encode returns the data field. A Data that is not a batch must have one Op.

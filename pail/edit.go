@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"slices"
-	"strings"
 
 	"github.com/ipfs/go-cid"
 
@@ -22,21 +21,45 @@ var ErrValue = errors.New("value is not a CID that can be stored")
 // Edit goes on from the new tree. It belongs to one goroutine.
 type Edit struct {
 	tree    Tree
-	root    *shard // nil until something changes
+	root    *draft // nil until something changes
 	ops     int
 	touched []cid.Cid // the shards that were copied, parents first
 	dropped []cid.Cid // the shards that were deleted because they were empty
-	path    []step    // scratch
 
-	// A put touches few shards; these spare it allocations.
-	touchedSpace [8]cid.Cid
-	pathSpace    [8]step
+	// What follows is memory to be used again.
+	path  []step
+	text  []byte   // the encoded entries that are new
+	value []byte   // of the put in progress
+	spare []*draft // without entries
 }
 
-// A step of a path is a shard and the entry at which the path goes on.
+// A draft is a shard being edited.
+type draft struct {
+	old     cid.Cid // the shard before, undefined if it is new
+	prefix  string
+	entries []slot
+}
+
+// A slot is an entry of a draft.
+type slot struct {
+	entry entry
+	child *draft // nil if the child, if any, is not being edited; else entry lacks its link
+}
+
+// A step of a path is a shard, or its draft, and the entry at which the path
+// goes on.
 type step struct {
-	shard *shard
+	shard *shard // nil if there is a draft
+	draft *draft
 	at    int
+}
+
+// entry returns the entry of a step; found must have been true.
+func (p *step) entry() entry {
+	if p.draft != nil {
+		return p.draft.entries[p.at].entry
+	}
+	return p.shard.entry(p.at)
 }
 
 // A Result is what a Commit made.
@@ -53,14 +76,25 @@ type Result struct {
 }
 
 // Edit returns an Edit of t.
-func (t Tree) Edit() *Edit {
-	e := &Edit{tree: t}
-	e.touched, e.path = e.touchedSpace[:0], e.pathSpace[:0]
-	return e
+func (t Tree) Edit() *Edit { return &Edit{tree: t} }
+
+// reset makes e an Edit of t, whatever it was before.
+func (e *Edit) reset(t Tree) {
+	e.tree, e.root, e.ops = t, nil, 0
+	e.touched, e.dropped = e.touched[:0], e.dropped[:0]
+	e.text = e.text[:0]
+	if cap(e.text) > maxSpareText {
+		e.text = nil
+	}
 }
 
+const (
+	maxSpareText   = 64 << 10 // bytes
+	maxSpareDrafts = 16
+)
+
 // Put sets the value of a key. An error, ErrKey, ErrValue or from loading a
-// shard, leaves the Edit as it was. The tree keeps the string key.
+// shard, leaves the Edit as it was.
 func (e *Edit) Put(ctx context.Context, key string, value cid.Cid) error {
 	if err := ValidKey(key); err != nil {
 		return err
@@ -69,53 +103,75 @@ func (e *Edit) Put(ctx context.Context, key string, value cid.Cid) error {
 		return ErrValue
 	}
 	e.ops++
-	rest, at, found, err := e.descend(ctx, key)
+	rest, found, err := e.descend(ctx, key)
 	if err != nil {
 		return err
 	}
-	target := e.path[len(e.path)-1].shard
-	v := value.KeyString()
-	if found && target.entries[at].key == rest && target.entries[at].value == v {
+	e.value = append(e.value[:0], value.KeyString()...)
+	v := e.value
+	if !found {
+		target, at := e.own(key)
+		target.entries = slices.Insert(target.entries, at, slot{entry: e.encode(rest, nil, v)})
 		return nil
 	}
-	target = e.own()
-	switch {
-	case !found:
-		target.entries = slices.Insert(target.entries, at, entry{key: rest, value: v})
-	case target.entries[at].key == rest:
-		target.entries[at].value = v
-	default:
-		target.entries[at] = split(key, len(key)-len(rest), target.entries[at], v)
+	there, child, old := e.path[len(e.path)-1].entry().parts()
+	if string(there) == rest && string(old) == value.KeyString() {
+		return nil
 	}
+	target, at := e.own(key)
+	if string(there) == rest {
+		target.entries[at].entry = e.encode(rest, child, v)
+		return nil
+	}
+	target.entries[at] = e.split(key, len(key)-len(rest), string(there), v, old)
 	return nil
 }
 
-// split makes room for a key and an entry with a value that share at least one
-// character after the first prefix characters of the key. It returns the entry
-// for that character: the first of a chain of shards, one for each character
-// shared, whose last shard holds what is left of both keys. If nothing is left
-// of one of them, its value stands beside the link to the last shard.
-func split(key string, prefix int, other entry, value string) entry {
+// encode encodes an entry into e.text.
+func (e *Edit) encode(key string, child, value []byte) entry {
+	const overhead = 16 // more than the heads take
+	if need := len(key) + len(child) + len(value) + overhead; cap(e.text)-len(e.text) < need {
+		// Entries keep the memory that they are in, so it need not be copied.
+		e.text = make([]byte, 0, max(need, min(2*cap(e.text), maxSpareText), 256))
+	}
+	start := len(e.text)
+	e.text = appendEntry(e.text, key, child, value)
+	return entry(e.text[start:len(e.text):len(e.text)])
+}
+
+// split makes room for a key, of which prefix characters are the prefix of a
+// shard, and for the entry there whose key begins like the rest. It returns the
+// entry for the first character that they share: the first of a chain of
+// shards, one for each such character, whose last shard holds what is left of
+// both keys. If nothing is left of one of them, its value stands beside the
+// link to the last shard.
+func (e *Edit) split(key string, prefix int, other string, value, otherValue []byte) slot {
 	rest := key[prefix:]
-	m := commonPrefix(rest, other.key)
-	leaf := &shard{prefix: key[:prefix+m], entries: make([]entry, 0, 2)}
-	beside := ""
-	for _, e := range []entry{{key: rest, value: value}, other} {
-		if e.key = e.key[m:]; e.key == "" {
-			beside = e.value
+	m := commonPrefix(rest, other)
+	leaf := e.newDraft(key[:prefix+m], 2)
+	var beside []byte
+	add := func(left string, v []byte) {
+		if left == "" {
+			beside = v
 		} else {
-			leaf.entries = append(leaf.entries, e)
+			leaf.entries = append(leaf.entries, slot{entry: e.encode(left, nil, v)})
 		}
 	}
-	if len(leaf.entries) == 2 && leaf.entries[0].key > leaf.entries[1].key {
-		leaf.entries[0], leaf.entries[1] = leaf.entries[1], leaf.entries[0]
+	if rest < other {
+		add(rest[m:], value)
+		add(other[m:], otherValue)
+	} else {
+		add(other[m:], otherValue)
+		add(rest[m:], value)
 	}
-	link := entry{key: rest[m-1 : m], value: beside, child: leaf}
+	var unknown link
+	top := slot{entry: e.encode(rest[m-1:m], unknown[:], beside), child: leaf}
 	for i := m - 1; i > 0; i-- {
-		parent := &shard{prefix: key[:prefix+i], entries: []entry{link}}
-		link = entry{key: rest[i-1 : i], child: parent}
+		parent := e.newDraft(key[:prefix+i], 1)
+		parent.entries = append(parent.entries, top)
+		top = slot{entry: e.encode(rest[i-1:i], unknown[:], nil), child: parent}
 	}
-	return link
+	return top
 }
 
 func commonPrefix(a, b string) int {
@@ -126,6 +182,18 @@ func commonPrefix(a, b string) int {
 	return n
 }
 
+// newDraft returns a draft without entries, with room for some.
+func (e *Edit) newDraft(prefix string, room int) *draft {
+	n := len(e.spare)
+	if n == 0 {
+		return &draft{prefix: prefix, entries: make([]slot, 0, room)}
+	}
+	d := e.spare[n-1]
+	e.spare = e.spare[:n-1]
+	d.prefix, d.entries = prefix, slices.Grow(d.entries, room)
+	return d
+}
+
 // Del removes a key. If it has no value nothing changes.
 //
 // A shard that becomes empty is removed, and so is the entry that links to it,
@@ -134,84 +202,106 @@ func commonPrefix(a, b string) int {
 // with a put.
 func (e *Edit) Del(ctx context.Context, key string) error {
 	e.ops++
-	rest, at, found, err := e.descend(ctx, key)
-	if err != nil {
+	rest, found, err := e.descend(ctx, key)
+	if err != nil || !found {
 		return err
 	}
-	target := e.path[len(e.path)-1].shard
-	if !found || target.entries[at].key != rest || target.entries[at].value == "" {
+	there, child, value := e.path[len(e.path)-1].entry().parts()
+	if string(there) != rest || value == nil {
 		return nil
 	}
-	target = e.own()
-	if t := &target.entries[at]; t.link != "" || t.child != nil {
-		t.value = ""
+	target, at := e.own(key)
+	if child != nil {
+		target.entries[at].entry = e.encode(rest, child, nil)
 		return nil
 	}
 	for depth := len(e.path) - 1; ; depth-- {
-		s := e.path[depth].shard
-		s.entries = slices.Delete(s.entries, e.path[depth].at, e.path[depth].at+1)
-		if len(s.entries) > 0 || depth == 0 {
+		p := e.path[depth]
+		p.draft.entries = slices.Delete(p.draft.entries, p.at, p.at+1)
+		if len(p.draft.entries) > 0 || depth == 0 {
 			return nil
 		}
-		if s.old.Defined() {
-			e.dropped = append(e.dropped, s.old)
+		if p.draft.old.Defined() {
+			e.dropped = append(e.dropped, p.draft.old)
 		}
 	}
 }
 
-// descend follows key as far as it goes and leaves the way in e.path. In the
-// last shard, rest is what is left of key, and at is the entry that begins
-// like it, if found, or else its place.
-func (e *Edit) descend(ctx context.Context, key string) (rest string, at int, found bool, err error) {
-	s := e.root
-	if s == nil {
-		if s, err = e.tree.shard(ctx, e.tree.root, ""); err != nil {
-			return "", 0, false, err
+// descend follows key as far as it goes and leaves the way in e.path. The last
+// step is at the entry that begins like rest, what is left of the key, if
+// found, or else at its place.
+func (e *Edit) descend(ctx context.Context, key string) (rest string, found bool, err error) {
+	e.path = e.path[:0]
+	p := step{draft: e.root}
+	if p.draft == nil {
+		if p.shard, err = e.tree.rootShard(ctx); err != nil {
+			return "", false, err
 		}
 	}
-	e.path = e.path[:0]
 	rest = key
 	for {
-		at, found = s.find(rest)
-		e.path = append(e.path, step{s, at})
+		if p.draft != nil {
+			p.at, found = p.draft.find(rest)
+		} else {
+			p.at, found = p.shard.find(rest)
+		}
+		e.path = append(e.path, p)
 		if !found {
-			return rest, at, false, nil
+			return rest, false, nil
 		}
-		n := &s.entries[at]
-		isLink := n.child != nil || n.link != ""
-		if n.key == rest || !isLink || !strings.HasPrefix(rest, n.key) {
-			return rest, at, true, nil
+		there, child, _ := p.entry().parts()
+		if child == nil || string(there) == rest {
+			return rest, true, nil
 		}
-		rest = rest[len(n.key):]
-		if s = n.child; s == nil {
-			if s, err = e.tree.shard(ctx, n.link, key[:len(key)-len(rest)]); err != nil {
-				return "", 0, false, err
+		rest = rest[1:]
+		next := step{}
+		if p.draft != nil {
+			next.draft = p.draft.entries[p.at].child
+		}
+		if next.draft == nil {
+			if next.shard, err = e.tree.shard(ctx, link(child), key[:len(key)-len(rest)]); err != nil {
+				return "", false, err
 			}
 		}
+		p = next
 	}
 }
 
-// own makes the shards of e.path ones that the Edit may change and returns the
-// last of them.
-func (e *Edit) own() *shard {
-	for i := range e.path {
-		s := e.path[i].shard
-		if !s.cid.Defined() {
-			continue
+// find is shard.find for a draft.
+func (d *draft) find(rest string) (int, bool) {
+	for i := range d.entries {
+		if c := d.entries[i].entry.compareFirst(rest); c >= 0 {
+			return i, c == 0
 		}
-		mine := &shard{old: s.cid, prefix: s.prefix, entries: make([]entry, len(s.entries), len(s.entries)+1)}
-		copy(mine.entries, s.entries)
-		e.touched = append(e.touched, s.cid)
-		e.path[i].shard = mine
-		if i == 0 {
-			e.root = mine
-			continue
-		}
-		up := e.path[i-1]
-		up.shard.entries[up.at].child = mine
-		up.shard.entries[up.at].link = ""
 	}
-	return e.path[len(e.path)-1].shard
+	return len(d.entries), false
+}
+
+// own makes drafts of the shards of e.path, which key led to, and returns the
+// last of them and the place in it.
+func (e *Edit) own(key string) (*draft, int) {
+	for i := range e.path {
+		p := &e.path[i]
+		if p.draft != nil {
+			continue
+		}
+		// The prefix of the shard at depth i is as long as that.
+		p.draft = e.newDraft(key[:i], p.shard.len()+1)
+		p.draft.old = p.shard.cid
+		for k := range p.shard.len() {
+			p.draft.entries = append(p.draft.entries, slot{entry: p.shard.entry(k)})
+		}
+		e.touched = append(e.touched, p.shard.cid)
+		if i == 0 {
+			e.root = p.draft
+		} else {
+			up := e.path[i-1]
+			up.draft.entries[up.at].child = p.draft
+		}
+		p.shard = nil
+	}
+	last := e.path[len(e.path)-1]
+	return last.draft, last.at
 }
 
 // Commit hashes what has changed and returns the new tree. If its root is the
@@ -219,8 +309,7 @@ func (e *Edit) own() *shard {
 // the new tree keeps the Additions until Tree.Stored.
 func (e *Edit) Commit() Result {
 	r := e.commit()
-	e.tree, e.root, e.ops, e.dropped = r.Tree, nil, 0, nil
-	e.touched = e.touchedSpace[:0]
+	e.reset(r.Tree)
 	return r
 }
 
@@ -228,9 +317,11 @@ func (e *Edit) commit() Result {
 	if e.root == nil {
 		return Result{Tree: e.tree}
 	}
-	var w writer
+	w := writer{spare: e.spare}
 	w.prepare(e.root)
-	if w.write(e.root); len(w.shards) == 0 {
+	root := w.write(e.root)
+	e.spare = w.spare
+	if len(w.shards) == 0 {
 		return Result{Tree: e.tree}
 	}
 	r := Result{Additions: w.additions}
@@ -244,79 +335,92 @@ func (e *Edit) commit() Result {
 	r.Removals = removed
 	e.tree.cache.replace(removed, w.shards)
 	r.Tree = e.tree
-	r.Tree.root = e.root.cid.KeyString()
+	r.Tree.root = root
 	r.Tree.fresh = newFresh(e.tree.fresh.without(removed, w.shards))
 	return r
 }
 
-// A writer encodes and hashes the shards of an edit.
+// A writer encodes and hashes the drafts of an edit.
 type writer struct {
-	buf       []byte // what is left of the last allocation
-	left      int    // bytes yet to be written
 	shards    []*shard
 	additions []car.Block
 	removed   []cid.Cid
+	spare     []*draft // to be used again
 }
 
-// prepare makes room for a shard of an edit and its descendants.
-func (w *writer) prepare(s *shard) {
-	n := w.count(s)
-	w.shards = make([]*shard, 0, n)
-	w.additions = make([]car.Block, 0, n)
-	w.removed = make([]cid.Cid, 0, n)
+// prepare makes room for a draft and its descendants.
+func (w *writer) prepare(d *draft) {
+	drafts := d.count()
+	w.shards = make([]*shard, 0, drafts)
+	w.additions = make([]car.Block, 0, drafts)
+	w.removed = make([]cid.Cid, 0, drafts)
 }
 
-// count adds the size of the blocks to left and returns their number.
-func (w *writer) count(s *shard) int {
+// count returns the number of drafts.
+func (d *draft) count() int {
 	n := 1
-	w.left += s.size()
-	for i := range s.entries {
-		if child := s.entries[i].child; child != nil {
-			n += w.count(child)
+	for i := range d.entries {
+		if child := d.entries[i].child; child != nil {
+			n += child.count()
 		}
 	}
 	return n
 }
 
-// maxAlloc is the largest piece of memory that blocks share: keeping one of
-// them keeps all.
-const maxAlloc = 64 << 10
-
-// write gives a shard and its descendants their CIDs.
-func (w *writer) write(s *shard) {
-	for i := range s.entries {
-		n := &s.entries[i]
-		if n.child != nil {
-			w.write(n.child)
-			n.link, n.child = n.child.cid.KeyString(), nil
+// write makes shards of a draft and its descendants and returns its CID.
+func (w *writer) write(d *draft) cid.Cid {
+	s := d.shard()
+	for i := range d.entries {
+		if child := d.entries[i].child; child != nil {
+			copy(s.entry(i)[childOffset:], w.write(child).KeyString())
 		}
 	}
-	size := s.size()
-	if cap(w.buf) < size {
-		w.buf = make([]byte, 0, max(size, min(w.left, maxAlloc)))
+	sum := sha256.Sum256(s.block())
+	var l link
+	copy(l[copy(l[:], linkPrefix):], sum[:])
+	s.cid = l.cid()
+	if s.cid != d.old {
+		if d.old.Defined() {
+			w.removed = append(w.removed, d.old)
+		}
+		w.shards = append(w.shards, s)
+		w.additions = append(w.additions, car.Block{CID: s.cid, Data: s.block()})
 	}
-	w.left -= size
-	block := s.append(w.buf)
-	block = block[:size:size]
-	w.buf = w.buf[size:cap(w.buf)][:0]
+	if len(w.spare) < maxSpareDrafts {
+		clear(d.entries)
+		*d = draft{entries: d.entries[:0]}
+		w.spare = append(w.spare, d)
+	}
+	return s.cid
+}
 
-	var id [shardCIDBytes]byte
-	copy(id[:], shardCIDPrefix)
-	sum := sha256.Sum256(block)
-	copy(id[len(shardCIDPrefix):], sum[:])
-	c, err := cid.Cast(id[:])
-	if err != nil {
-		panic("pail: internal error: " + err.Error())
+// size returns the length of the block.
+func (d *draft) size() int {
+	n := len(shardHead) + dagcbor.HeadSize(len(d.prefix)) + len(d.prefix) +
+		len(shardEntries) + dagcbor.HeadSize(len(d.entries)) + len(shardTail)
+	for i := range d.entries {
+		n += len(d.entries[i].entry)
 	}
-	if s.cid = c; c == s.old {
-		return
+	return n
+}
+
+// shard returns the shard of a draft, without CID and without the links of
+// children that are drafts.
+func (d *draft) shard() *shard {
+	s := newShard(d.size(), len(d.entries))
+	b := append(s.mem[:0], shardHead...)
+	b = dagcbor.AppendText(b, d.prefix)
+	b = append(b, shardEntries...)
+	b = dagcbor.AppendArray(b, len(d.entries))
+	for i := range d.entries {
+		s.setOffset(i, len(b))
+		b = append(b, d.entries[i].entry...)
 	}
-	if s.old.Defined() {
-		w.removed = append(w.removed, s.old)
-		s.old = cid.Undef
+	s.setOffset(len(d.entries), len(b))
+	if b = append(b, shardTail...); len(b) != int(s.size) {
+		panic("pail: internal error: shard of another size than foreseen")
 	}
-	w.shards = append(w.shards, s)
-	w.additions = append(w.additions, car.Block{CID: c, Data: block})
+	return s
 }
 
 // cancel takes the shards that are in both lists out of both.

@@ -33,7 +33,7 @@ func GenesisBlocks() []car.Block {
 	doc = dagcbor.AppendText(doc, "_id")
 	doc = dagcbor.AppendText(doc, GenesisKey)
 
-	root := shard{entries: []entry{{key: GenesisKey, value: GenesisDoc.KeyString()}}}
+	root := draft{entries: []slot{{entry: appendEntry(nil, GenesisKey, nil, GenesisDoc.Bytes())}}}
 	data := Data{Root: GenesisRoot, Ops: []Op{{Key: GenesisKey, Value: GenesisDoc}}}
 	_, event := clock.Encode(data.Encode(), nil)
 	header := car.Header{Head: []cid.Cid{GenesisEvent}, HasHead: true}
@@ -41,8 +41,8 @@ func GenesisBlocks() []car.Block {
 	return []car.Block{
 		{CID: GenesisHeader, Data: header.Encode()},
 		{CID: GenesisDoc, Data: doc},
-		{CID: emptyShard.cid, Data: emptyShard.append(nil)},
-		{CID: GenesisRoot, Data: root.append(nil)},
+		{CID: emptyShard.cid, Data: emptyShard.block()},
+		{CID: GenesisRoot, Data: root.shard().block()},
 		{CID: GenesisEvent, Data: event},
 	}
 }

@@ -61,22 +61,22 @@ func printable(c byte) bool { return c >= ' ' && c <= '~' }
 type Tree struct {
 	blocks clock.Fetcher
 	cache  *Cache
-	root   string // binary CID
+	root   cid.Cid
 	fresh  *fresh // shards that an Edit made, until Stored
 }
 
 // Load returns the tree with a root. Nothing is read yet. The cache may be nil.
 func Load(f clock.Fetcher, cache *Cache, root cid.Cid) Tree {
-	return Tree{blocks: f, cache: cache, root: root.KeyString()}
+	return Tree{blocks: f, cache: cache, root: root}
 }
 
 // Empty returns the tree without keys.
 func Empty(f clock.Fetcher, cache *Cache) Tree {
-	return Tree{blocks: f, cache: cache, root: emptyShard.cid.KeyString()}
+	return Tree{blocks: f, cache: cache, root: emptyShard.cid}
 }
 
 // Root returns the CID of the root shard.
-func (t Tree) Root() cid.Cid { return toCID(t.root) }
+func (t Tree) Root() cid.Cid { return t.root }
 
 // Stored returns t without the shards that it keeps in memory because an Edit
 // made them. Call it when the Fetcher can provide them.
@@ -85,37 +85,44 @@ func (t Tree) Stored() Tree {
 	return t
 }
 
-// shard returns the shard with a CID, which belongs at a prefix.
-func (t Tree) shard(ctx context.Context, c, prefix string) (*shard, error) {
-	s := t.fresh.get(c)
+func (t Tree) rootShard(ctx context.Context) (*shard, error) {
+	if !isShardCID(t.root) {
+		return nil, fmt.Errorf("pail: shard %s: %w: its CID is not DAG-CBOR with SHA2-256", t.root, ErrShard)
+	}
+	return t.shard(ctx, linkOf(t.root), "")
+}
+
+// shard returns the shard that a link at a prefix leads to.
+func (t Tree) shard(ctx context.Context, l link, prefix string) (*shard, error) {
+	s := t.fresh.get(l)
 	if s == nil {
-		s = t.cache.get(c)
+		s = t.cache.get(l)
 	}
 	if s == nil {
+		c := l.cid()
 		var err error
 		if s, err = t.read(ctx, c); err != nil {
-			return nil, fmt.Errorf("pail: shard %s: %w", toCID(c), err)
+			return nil, fmt.Errorf("pail: shard %s: %w", c, err)
 		}
 	}
-	if s.prefix != prefix {
-		return nil, fmt.Errorf("pail: shard %s: %w: its prefix is %q, its place is %q", toCID(c), ErrShard, s.prefix, prefix)
+	if string(s.prefix()) != prefix {
+		return nil, fmt.Errorf("pail: shard %s: %w: its prefix is %q, its place is %q", s.cid, ErrShard, s.prefix(), prefix)
 	}
 	return s, nil
 }
 
-func (t Tree) read(ctx context.Context, c string) (*shard, error) {
-	id := toCID(c)
-	if id == emptyShard.cid {
+func (t Tree) read(ctx context.Context, c cid.Cid) (*shard, error) {
+	if c == emptyShard.cid {
 		return emptyShard, nil
 	}
 	if t.blocks == nil {
-		return nil, &clock.MissingError{CID: id}
+		return nil, &clock.MissingError{CID: c}
 	}
-	block, err := t.blocks.Block(ctx, id)
+	block, err := t.blocks.Block(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	s, err := decodeShard(id, block)
+	s, err := decodeShard(c, block)
 	if err != nil {
 		return nil, err
 	}
@@ -125,25 +132,22 @@ func (t Tree) read(ctx context.Context, c string) (*shard, error) {
 
 // Get returns the value of a key, or false if there is none.
 func (t Tree) Get(ctx context.Context, key string) (cid.Cid, bool, error) {
-	link, rest := t.root, key
-	for {
-		s, err := t.shard(ctx, link, key[:len(key)-len(rest)])
-		if err != nil {
-			return cid.Undef, false, err
-		}
-		i, ok := s.find(rest)
+	s, err := t.rootShard(ctx)
+	for depth := 0; err == nil; depth++ {
+		i, ok := s.find(key[depth:])
 		if !ok {
-			return cid.Undef, false, nil
+			break
 		}
-		e := &s.entries[i]
-		if e.key == rest {
-			return toCID(e.value), e.value != "", nil
+		there, child, value := s.entry(i).parts()
+		if string(there) == key[depth:] {
+			return toCID(value), value != nil, nil
 		}
-		if e.link == "" || !strings.HasPrefix(rest, e.key) {
-			return cid.Undef, false, nil
+		if child == nil {
+			break
 		}
-		link, rest = e.link, rest[len(e.key):]
+		s, err = t.shard(ctx, link(child), key[:depth+1])
 	}
+	return cid.Undef, false, err
 }
 
 // An Entry is a key and its value.
@@ -167,9 +171,12 @@ type Range struct {
 // their keys, or in descending order. It ends after the first error.
 func (t Tree) Entries(ctx context.Context, r Range) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
-		_, err := t.walk(ctx, t.root, "", r, func(key, value string) bool {
-			return yield(Entry{key, toCID(value)}, nil)
-		})
+		s, err := t.rootShard(ctx)
+		if err == nil {
+			_, err = t.walk(ctx, s, "", r, func(key string, value []byte) bool {
+				return yield(Entry{key, toCID(value)}, nil)
+			})
+		}
 		if err != nil {
 			yield(Entry{}, err)
 		}
@@ -178,23 +185,23 @@ func (t Tree) Entries(ctx context.Context, r Range) iter.Seq2[Entry, error] {
 
 // walk calls visit for the entries of a range below a shard, until it returns
 // false; then so does walk.
-func (t Tree) walk(ctx context.Context, link, prefix string, r Range, visit func(key, value string) bool) (bool, error) {
-	s, err := t.shard(ctx, link, prefix)
-	if err != nil {
-		return false, err
-	}
-	for i := range s.entries {
-		e := &s.entries[i]
+func (t Tree) walk(ctx context.Context, s *shard, prefix string, r Range, visit func(key string, value []byte) bool) (bool, error) {
+	for i := range s.len() {
 		if r.Descending {
-			e = &s.entries[len(s.entries)-1-i]
+			i = s.len() - 1 - i
 		}
-		key := prefix + e.key
-		visitValue := func() bool { return e.value == "" || !r.holds(key) || visit(key, e.value) }
+		there, child, value := s.entry(i).parts()
+		key := prefix + string(there)
+		visitValue := func() bool { return value == nil || !r.holds(key) || visit(key, value) }
 		if !r.Descending && !visitValue() {
 			return false, nil
 		}
-		if e.link != "" && r.touches(key) {
-			if more, err := t.walk(ctx, e.link, key, r, visit); !more || err != nil {
+		if child != nil && r.touches(key) {
+			below, err := t.shard(ctx, link(child), key)
+			if err != nil {
+				return false, err
+			}
+			if more, err := t.walk(ctx, below, key, r, visit); !more || err != nil {
 				return false, err
 			}
 		}
@@ -221,49 +228,41 @@ func (r *Range) touches(prefix string) bool {
 }
 
 // Shards returns every shard of the tree, children before parents, and ends
-// after the first error.
+// after the first error. Their Data is not to be changed.
 func (t Tree) Shards(ctx context.Context) iter.Seq2[car.Block, error] {
 	return func(yield func(car.Block, error) bool) {
-		if _, err := t.walkShards(ctx, t.root, "", yield); err != nil {
+		s, err := t.rootShard(ctx)
+		if err == nil {
+			_, err = t.walkShards(ctx, s, "", yield)
+		}
+		if err != nil {
 			yield(car.Block{}, err)
 		}
 	}
 }
 
-func (t Tree) walkShards(ctx context.Context, link, prefix string, yield func(car.Block, error) bool) (bool, error) {
-	s, err := t.shard(ctx, link, prefix)
-	if err != nil {
-		return false, err
-	}
-	for i := range s.entries {
-		if e := &s.entries[i]; e.link != "" {
-			if more, err := t.walkShards(ctx, e.link, prefix+e.key, yield); !more || err != nil {
-				return false, err
-			}
+func (t Tree) walkShards(ctx context.Context, s *shard, prefix string, yield func(car.Block, error) bool) (bool, error) {
+	for i := range s.len() {
+		there, child, _ := s.entry(i).parts()
+		if child == nil {
+			continue
+		}
+		below, err := t.shard(ctx, link(child), prefix+string(there))
+		if err != nil {
+			return false, err
+		}
+		if more, err := t.walkShards(ctx, below, prefix+string(there), yield); !more || err != nil {
+			return false, err
 		}
 	}
-	// INVARIANT: a shard has one encoding, so this is the block that was read.
-	block := s.append(make([]byte, 0, s.size()))
-	return yield(car.Block{CID: s.cid, Data: block}, nil), nil
-}
-
-// toCID turns a binary CID into a cid.Cid; "" gives cid.Undef.
-func toCID(c string) cid.Cid {
-	if c == "" {
-		return cid.Undef
-	}
-	id, err := cid.Cast([]byte(c))
-	if err != nil {
-		panic("pail: internal error: " + err.Error())
-	}
-	return id
+	return yield(car.Block{CID: s.cid, Data: s.block()}, nil), nil
 }
 
 // fresh is the shards that an Edit made. A single put makes a few, a batch may
 // make many.
 type fresh struct {
-	list  []*shard
-	byCID map[string]*shard // of list if that is long
+	list   []*shard
+	byLink map[link]*shard // of list if that is long
 }
 
 // longList is the number of shards from which on a map is faster than looking
@@ -273,23 +272,23 @@ const longList = 16
 func newFresh(list []*shard) *fresh {
 	f := &fresh{list: list}
 	if len(list) > longList {
-		f.byCID = make(map[string]*shard, len(list))
+		f.byLink = make(map[link]*shard, len(list))
 		for _, s := range list {
-			f.byCID[s.cid.KeyString()] = s
+			f.byLink[linkOf(s.cid)] = s
 		}
 	}
 	return f
 }
 
-func (f *fresh) get(c string) *shard {
+func (f *fresh) get(l link) *shard {
 	if f == nil {
 		return nil
 	}
-	if f.byCID != nil {
-		return f.byCID[c]
+	if f.byLink != nil {
+		return f.byLink[l]
 	}
 	for _, s := range f.list {
-		if s.cid.KeyString() == c {
+		if s.cid.KeyString() == string(l[:]) {
 			return s
 		}
 	}

@@ -521,11 +521,9 @@ func TestDecodeShardRefuses(t *testing.T) {
 // A shard that is valid, but for another place in the tree.
 func TestShardInTheWrongPlace(t *testing.T) {
 	store := blocks{}
-	leaf := &shard{prefix: "b", entries: []entry{{key: "x", value: value("v").KeyString()}}}
-	block := leaf.append(nil)
+	block := encodeDraft("b", appendEntry(nil, "x", nil, value("v").Bytes()))
 	c := dagcbor.Sum(block)
-	root := &shard{entries: []entry{{key: "a", link: c.KeyString()}}}
-	rootBlock := root.append(nil)
+	rootBlock := encodeDraft("", appendEntry(nil, "a", c.Bytes(), nil))
 	store.put(t, car.Block{CID: c, Data: block}, car.Block{CID: dagcbor.Sum(rootBlock), Data: rootBlock})
 	for _, cache := range []*Cache{nil, NewCache(10)} {
 		tree := Load(store, cache, dagcbor.Sum(rootBlock))
@@ -549,7 +547,7 @@ func FuzzDecodeShard(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if again := s.append(nil); string(again) != string(b) || s.size() != len(b) {
+		if again := encodeAgain(s); string(again) != string(b) {
 			t.Errorf("%x encoded again: %x", b, again)
 		}
 	})
@@ -695,11 +693,11 @@ func checkRings(t *testing.T, c *Cache) {
 	n, size := 0, 0
 	for ring := range int32(2) {
 		length := 0
-		for i := c.slots[ring].next; i != ring; i = c.slots[i].next {
+		for i := c.cells[ring].next; i != ring; i = c.cells[i].next {
 			length++
-			size += c.slots[i].sizeBytes
-			if c.slots[c.slots[i].next].prev != i || c.slots[i].ring != ring || c.byCID[c.slots[i].shard.cid.KeyString()] != i {
-				t.Fatalf("slot %d is not where it belongs", i)
+			size += c.cells[i].sizeBytes
+			if c.cells[c.cells[i].next].prev != i || c.cells[i].ring != ring || c.byLink[linkOf(c.cells[i].shard.cid)] != i {
+				t.Fatalf("cell %d is not where it belongs", i)
 			}
 		}
 		if ring == replaced && length != c.replaced {
@@ -707,8 +705,8 @@ func checkRings(t *testing.T, c *Cache) {
 		}
 		n += length
 	}
-	if n != len(c.byCID) || size != c.sizeBytes {
-		t.Fatalf("%d shards of %d bytes, counted %d of %d", n, size, len(c.byCID), c.sizeBytes)
+	if n != len(c.byLink) || size != c.sizeBytes {
+		t.Fatalf("%d shards of %d bytes, counted %d of %d", n, size, len(c.byLink), c.sizeBytes)
 	}
 }
 

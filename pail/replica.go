@@ -31,6 +31,8 @@ type Replica struct {
 	// merged is the Result of the last head of several events.
 	mergedHead string
 	merged     Result
+
+	edit Edit // memory to be used again
 }
 
 // Event reads an event and what it says about the map.
@@ -83,7 +85,7 @@ func (r *Replica) Root(ctx context.Context, heads []cid.Cid) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	edit := Load(r.Blocks, r.Cache, base.Root).Edit()
+	edit := r.editOf(Load(r.Blocks, r.Cache, base.Root))
 	for _, c := range order {
 		_, d, err := r.Event(ctx, c)
 		if err != nil {
@@ -95,6 +97,12 @@ func (r *Replica) Root(ctx context.Context, heads []cid.Cid) (Result, error) {
 	}
 	r.mergedHead, r.merged = name, edit.Commit()
 	return r.merged, nil
+}
+
+// editOf returns an Edit, which ends with the next call.
+func (r *Replica) editOf(t Tree) *Edit {
+	r.edit.reset(t)
+	return &r.edit
 }
 
 // headName returns a string that is the same for the same set of events.
@@ -149,7 +157,7 @@ func (r *Replica) Put(ctx context.Context, heads []cid.Cid, ops []Op, batch bool
 			return Write{}, err
 		}
 	}
-	edit := before.Tree.Edit()
+	edit := r.editOf(before.Tree)
 	if err := edit.apply(ctx, ops); err != nil {
 		return Write{}, err
 	}
@@ -183,11 +191,11 @@ func checkOps(ops []Op, batch bool) error {
 // addEmpty makes the shard of the empty map part of the first write of a
 // ledger, as Pail does. A batch leaves it out unless it is the root.
 func addEmpty(r Result, batch bool) Result {
-	if batch && r.Tree.root != emptyShard.cid.KeyString() {
+	if batch && r.Tree.root != emptyShard.cid {
 		r.Removals = nil
 		return r
 	}
-	empty := car.Block{CID: emptyShard.cid, Data: emptyShard.append(nil)}
+	empty := car.Block{CID: emptyShard.cid, Data: emptyShard.block()}
 	r.Additions = append([]car.Block{empty}, r.Additions...)
 	return r
 }
@@ -220,7 +228,7 @@ func (r *Replica) Check(ctx context.Context, c cid.Cid) (Result, error) {
 			return Result{}, err
 		}
 	}
-	edit := before.Tree.Edit()
+	edit := r.editOf(before.Tree)
 	if err := edit.apply(ctx, d.Ops); err != nil {
 		return Result{}, fmt.Errorf("pail: applying %s: %w", c, err)
 	}

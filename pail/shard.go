@@ -1,6 +1,8 @@
 package pail
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -27,210 +29,300 @@ var ErrShard = errors.New("not a valid shard")
 // there is a shard for every character that two keys share, and at most 95
 // entries and the empty key, which only the root can have.
 //
-// A shard is immutable once it has a cid. Before that it belongs to an Edit.
+// In memory a shard is its block, and where the entries are in it, in one piece
+// of memory. It never changes; an Edit works on drafts.
 type shard struct {
-	cid     cid.Cid // undefined while being edited
-	old     cid.Cid // being edited: the cid before; undefined if it is new
-	prefix  string
-	entries []entry
+	cid   cid.Cid
+	mem   []byte // the block, and n+1 offsets into it of offsetBytes each
+	size  uint32 // of the block
+	count uint32 // n, the number of entries
 }
 
-// An entry has a value or a child or both.
-type entry struct {
-	key   string
-	value string // binary CID, "" if none
-	link  string // binary CID of the child, "" if none or while it is being edited
-	child *shard // the child while it is being edited
+// An offset is where an entry begins and the one before it ends.
+const offsetBytes = 4
+
+// A link is the binary CID of a shard: version 1, DAG-CBOR, SHA2-256.
+type link [36]byte
+
+// linkPrefix is how every link begins.
+const linkPrefix = "\x01\x71\x12\x20"
+
+func isShardCID(c cid.Cid) bool {
+	s := c.KeyString()
+	return len(s) == len(link{}) && strings.HasPrefix(s, linkPrefix)
 }
 
-// shardCIDPrefix is how the binary CID of every shard begins: version 1,
-// DAG-CBOR, SHA2-256, 32 bytes.
-const (
-	shardCIDPrefix = "\x01\x71\x12\x20"
-	shardCIDBytes  = len(shardCIDPrefix) + 32
-)
+// linkOf returns a CID as a link; isShardCID must hold.
+func linkOf(c cid.Cid) (l link) {
+	copy(l[:], c.KeyString())
+	return l
+}
 
-// emptyShard is the root of a tree without keys. It need not be stored.
-var emptyShard = func() *shard {
-	s := &shard{}
-	s.cid = dagcbor.Sum(s.append(nil))
-	return s
-}()
+func (l link) cid() cid.Cid { return toCID(l[:]) }
 
-// The constant parts of a shard block.
+// toCID turns a binary CID into a cid.Cid; an empty one gives cid.Undef.
+func toCID(b []byte) cid.Cid {
+	if len(b) == 0 {
+		return cid.Undef
+	}
+	c, err := cid.Cast(b)
+	if err != nil {
+		panic("pail: internal error: " + err.Error())
+	}
+	return c
+}
+
+// The constant parts of the block.
 const (
 	shardHead    = "\xa5\x66prefix"
 	shardEntries = "\x67entries"
 	shardTail    = "\x67version\x01\x68keyChars\x65ascii\x6amaxKeySize\x19\x10\x00"
 )
 
+// emptyShard is the root of a tree without keys. It need not be stored.
+var emptyShard = func() *shard {
+	s := new(draft).shard()
+	s.cid = dagcbor.Sum(s.block())
+	return s
+}()
+
+// newShard returns a shard without CID, with room for a block of some size and
+// its entries.
+func newShard(size, count int) *shard {
+	return &shard{mem: make([]byte, size+offsetBytes*(count+1)), size: uint32(size), count: uint32(count)}
+}
+
+func (s *shard) block() []byte { return s.mem[:s.size:s.size] }
+
+func (s *shard) prefix() []byte {
+	prefix, _ := cutText(s.mem[len(shardHead):])
+	return prefix
+}
+
+// len returns the number of entries.
+func (s *shard) len() int { return int(s.count) }
+
+func (s *shard) offset(i int) []byte { return s.mem[int(s.size)+offsetBytes*i:] }
+
+func (s *shard) setOffset(i, offset int) { binary.LittleEndian.PutUint32(s.offset(i), uint32(offset)) }
+
+func (s *shard) entry(i int) entry {
+	begin, end := binary.LittleEndian.Uint32(s.offset(i)), binary.LittleEndian.Uint32(s.offset(i+1))
+	return entry(s.mem[begin:end:end])
+}
+
 // find returns the entry whose key begins like rest, or false and the place
 // where it would be.
 func (s *shard) find(rest string) (int, bool) {
-	if rest == "" {
-		return 0, len(s.entries) > 0 && s.entries[0].key == ""
-	}
-	low, high := 0, len(s.entries)
+	low, high := 0, s.len()
 	for low < high {
 		mid := (low + high) / 2
-		if k := s.entries[mid].key; k == "" || k[0] < rest[0] {
+		if s.entry(mid).compareFirst(rest) < 0 {
 			low = mid + 1
 		} else {
 			high = mid
 		}
 	}
-	return low, low < len(s.entries) && s.entries[low].key[0] == rest[0]
+	return low, low < s.len() && s.entry(low).compareFirst(rest) == 0
 }
 
-// size returns the length of the block.
-func (s *shard) size() int {
-	n := len(shardHead) + dagcbor.HeadSize(len(s.prefix)) + len(s.prefix) +
-		len(shardEntries) + dagcbor.HeadSize(len(s.entries)) + len(shardTail)
-	for i := range s.entries {
-		e := &s.entries[i]
-		n += 1 + dagcbor.HeadSize(len(e.key)) + len(e.key)
-		if e.link != "" || e.child != nil {
-			n += 1 + dagcbor.LinkSize(shardCIDBytes)
-		}
-		if e.value != "" {
-			n += dagcbor.LinkSize(len(e.value))
-		}
+// memory returns about how many bytes a shard takes in a Cache.
+func (s *shard) memory() int { return 256 + cap(s.mem) }
+
+// An entry is an encoded entry of a shard, known to be valid.
+type entry []byte
+
+// parts takes an entry apart. Without child, or without value, that is nil.
+func (e entry) parts() (key, child, value []byte) {
+	key, v := cutText(e[1:])
+	switch v[0] {
+	case linkByte:
+		value, _ = cutLink(v)
+		return key, nil, value
+	case array1Byte:
+		child, _ = cutLink(v[1:])
+		return key, child, nil
 	}
-	return n
+	child, v = cutLink(v[1:])
+	value, _ = cutLink(v)
+	return key, child, value
 }
 
-// append writes the block. No child may be in an edit.
-func (s *shard) append(dst []byte) []byte {
-	dst = append(dst, shardHead...)
-	dst = dagcbor.AppendText(dst, s.prefix)
-	dst = append(dst, shardEntries...)
-	dst = dagcbor.AppendArray(dst, len(s.entries))
-	for i := range s.entries {
-		e := &s.entries[i]
-		dst = dagcbor.AppendArray(dst, 2)
-		dst = dagcbor.AppendText(dst, e.key)
-		if e.link != "" {
-			n := 1
-			if e.value != "" {
-				n = 2
-			}
-			dst = dagcbor.AppendArray(dst, n)
-			dst = dagcbor.AppendLinkBytes(dst, e.link)
+// compareFirst compares the first characters of the entry's key and of rest,
+// where no character comes first.
+func (e entry) compareFirst(rest string) int {
+	first := func(s string) int {
+		if s == "" {
+			return -1
 		}
-		if e.value != "" {
-			dst = dagcbor.AppendLinkBytes(dst, e.value)
-		}
+		return int(s[0])
 	}
-	return append(dst, shardTail...)
+	key, _ := cutText(e[1:])
+	if len(key) == 0 {
+		return -1 - first(rest)
+	}
+	return int(key[0]) - first(rest)
 }
 
-// decodeShard decodes the block with a CID. The caller checks that the
-// prefix is the right one.
+// First bytes of what stands in an entry.
+const (
+	linkByte   = 0xd8 // of a tag
+	array1Byte = 0x81
+	array2Byte = 0x82
+)
+
+// cutText returns the text at the beginning of b and what follows.
+func cutText(b []byte) (text, rest []byte) {
+	n, size := int(b[0]&31), 1
+	switch n {
+	case 24:
+		n, size = int(b[1]), 2
+	case 25:
+		n, size = int(b[1])<<8|int(b[2]), 3
+	}
+	return b[size : size+n], b[size+n:]
+}
+
+// cutLink returns the binary CID in the link at the beginning of b and what
+// follows.
+func cutLink(b []byte) (c, rest []byte) {
+	n, size := int(b[2]&31), 3
+	if n == 24 {
+		n, size = int(b[3]), 4
+	}
+	return b[size+1 : size+n], b[size+n:]
+}
+
+// appendEntry encodes an entry. child and value may be nil, but not both.
+func appendEntry(dst []byte, key string, child, value []byte) []byte {
+	dst = append(dst, array2Byte)
+	dst = dagcbor.AppendText(dst, key)
+	if child != nil {
+		if value != nil {
+			dst = append(dst, array2Byte)
+		} else {
+			dst = append(dst, array1Byte)
+		}
+		dst = dagcbor.AppendLinkBytes(dst, child)
+	}
+	if value != nil {
+		dst = dagcbor.AppendLinkBytes(dst, value)
+	}
+	return dst
+}
+
+// childOffset is where the child's CID begins in the entry of a child: after
+// array, text of one character, array, tag, and head and zero of the bytes.
+const childOffset = 1 + 2 + 1 + 2 + 2 + 1
+
+// decodeShard decodes the block with a CID, of which it keeps a copy. The
+// caller checks that the prefix is the right one.
 func decodeShard(c cid.Cid, block []byte) (*shard, error) {
 	if len(block) > MaxShardBytes {
 		return nil, fmt.Errorf("%w: %d bytes", ErrShard, len(block))
 	}
-	d := shardDecoder{r: dagcbor.NewReader(block), text: string(block)}
-	s := d.shard()
-	if err := d.r.End(); err != nil {
+	if !isShardCID(c) {
+		return nil, fmt.Errorf("%w: its CID is not DAG-CBOR with SHA2-256", ErrShard)
+	}
+	var offsets [maxEntries + 1]int
+	r := dagcbor.NewReader(block)
+	n := decodeBlock(r, &offsets)
+	if err := r.End(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrShard, err)
 	}
+	s := newShard(len(block), n)
 	s.cid = c
+	copy(s.mem, block)
+	for i := range n + 1 {
+		s.setOffset(i, offsets[i])
+	}
 	return s, nil
 }
 
-// A shardDecoder takes all strings of a shard out of one copy of the block.
-type shardDecoder struct {
-	r    *dagcbor.Reader
-	text string // the block
+// maxEntries is one for each first character, and the empty key.
+const maxEntries = 96
+
+// decodeBlock checks a block, finds its entries and returns their number.
+func decodeBlock(r *dagcbor.Reader, offsets *[maxEntries + 1]int) int {
+	fail := func(format string, args ...any) { r.Fail(fmt.Errorf(format, args...)) }
+	if n := r.MapLen(); n != 5 {
+		fail("%d fields", n)
+	}
+	r.Key("prefix")
+	prefix := r.TextBytes()
+	if err := ValidKey(string(prefix)); err != nil {
+		fail("prefix: %w", err)
+	}
+	r.Key("entries")
+	n := r.ArrayLen()
+	if n > maxEntries {
+		fail("%d entries", n)
+		return 0
+	}
+	if n == 0 && len(prefix) > 0 {
+		fail("no entries below the root")
+	}
+	offsets[0] = r.Pos()
+	var last []byte
+	for i := range n {
+		key := decodeEntry(r, len(prefix))
+		if r.Err() != nil {
+			return 0
+		}
+		if i > 0 && (len(key) == 0 || len(last) > 0 && last[0] >= key[0]) {
+			fail("entry %q after %q", key, last)
+		}
+		last = key
+		offsets[i+1] = r.Pos()
+	}
+	r.Key("version")
+	if v := r.Uint(); v != 1 {
+		fail("unsupported version: %d", v)
+	}
+	r.Key("keyChars")
+	if chars := r.TextBytes(); string(chars) != "ascii" {
+		fail("unsupported key character set: %.32q", chars)
+	}
+	r.Key("maxKeySize")
+	if size := r.Uint(); size != MaxKeyBytes {
+		fail("unsupported max key size: %d", size)
+	}
+	return n
 }
 
-func (d *shardDecoder) fail(format string, args ...any) { d.r.Fail(fmt.Errorf(format, args...)) }
-
-// cut returns the string that the Reader has just read.
-func (d *shardDecoder) cut(b []byte) string { return d.text[d.r.Pos()-len(b) : d.r.Pos()] }
-
-func (d *shardDecoder) shard() *shard {
-	s := &shard{}
-	if n := d.r.MapLen(); n != 5 {
-		d.fail("%d fields", n)
+// decodeEntry checks an entry below a prefix of some length and returns its
+// key.
+func decodeEntry(r *dagcbor.Reader, prefix int) (key []byte) {
+	fail := func(format string, args ...any) { r.Fail(fmt.Errorf(format, args...)) }
+	if n := r.ArrayLen(); n != 2 {
+		fail("entry of %d parts", n)
 	}
-	d.r.Key("prefix")
-	s.prefix = d.cut(d.r.TextBytes())
-	if err := ValidKey(s.prefix); err != nil {
-		d.fail("prefix: %w", err)
-	}
-	d.r.Key("entries")
-	n := d.r.ArrayLen()
-	if n > 96 { // one for each first character, and the empty key
-		d.fail("%d entries", n)
-		return s
-	}
-	s.entries = make([]entry, 0, n)
-	for range n {
-		e := d.entry(s.prefix)
-		if d.r.Err() != nil {
-			return s
-		}
-		if last := len(s.entries) - 1; last >= 0 {
-			if prev := s.entries[last].key; prev >= e.key || prev != "" && prev[0] == e.key[0] {
-				d.fail("entry %q after %q", e.key, prev)
-			}
-		}
-		s.entries = append(s.entries, e)
-	}
-	d.r.Key("version")
-	if v := d.r.Uint(); v != 1 {
-		d.fail("unsupported version: %d", v)
-	}
-	d.r.Key("keyChars")
-	if chars := d.r.TextBytes(); string(chars) != "ascii" {
-		d.fail("unsupported key character set: %.32q", chars)
-	}
-	d.r.Key("maxKeySize")
-	if size := d.r.Uint(); size != MaxKeyBytes {
-		d.fail("unsupported max key size: %d", size)
-	}
-	if len(s.entries) == 0 && s.prefix != "" {
-		d.fail("no entries below the root")
-	}
-	return s
-}
-
-func (d *shardDecoder) entry(prefix string) entry {
-	var e entry
-	if n := d.r.ArrayLen(); n != 2 {
-		d.fail("entry of %d parts", n)
-		return e
-	}
-	e.key = d.cut(d.r.TextBytes())
+	key = r.TextBytes()
 	switch {
-	case e.key == "" && prefix != "":
-		d.fail("empty key below the root")
-	case len(prefix)+len(e.key) > MaxKeyBytes:
-		d.fail("key of %d bytes", len(prefix)+len(e.key))
+	case len(key) == 0 && prefix > 0:
+		fail("empty key below the root")
+	case prefix+len(key) > MaxKeyBytes:
+		fail("key of %d bytes", prefix+len(key))
 	}
-	if err := ValidKey(e.key); err != nil {
-		d.fail("entry: %w", err)
+	if err := ValidKey(string(key)); err != nil {
+		fail("entry: %w", err)
 	}
-	if d.r.Kind() == dagcbor.KindLink {
-		e.value = d.cut(d.r.LinkBytes())
-		return e
+	if r.Kind() == dagcbor.KindLink {
+		r.LinkBytes()
+		return key
 	}
-	n := d.r.ArrayLen()
+	n := r.ArrayLen()
 	if n != 1 && n != 2 {
-		d.fail("child of %d parts", n)
-		return e
+		fail("child of %d parts", n)
 	}
-	e.link = d.cut(d.r.LinkBytes())
-	if len(e.link) != shardCIDBytes || !strings.HasPrefix(e.link, shardCIDPrefix) {
-		d.fail("child is not DAG-CBOR with SHA2-256")
+	if child := r.LinkBytes(); len(child) != len(link{}) || !bytes.HasPrefix(child, []byte(linkPrefix)) {
+		fail("child is not DAG-CBOR with SHA2-256")
 	}
-	if len(e.key) != 1 {
-		d.fail("child at the key %q", e.key)
+	if len(key) != 1 {
+		fail("child at the key %q", key)
 	}
 	if n == 2 {
-		e.value = d.cut(d.r.LinkBytes())
+		r.LinkBytes()
 	}
-	return e
+	return key
 }

@@ -71,7 +71,7 @@ func AppendLink(dst []byte, c cid.Cid) []byte { return AppendLinkBytes(dst, c.Ke
 
 // AppendLinkBytes writes a link to a binary CID, as cid.Cid.KeyString returns
 // it.
-func AppendLinkBytes(dst []byte, c string) []byte {
+func AppendLinkBytes[T string | []byte](dst []byte, c T) []byte {
 	dst = append(dst, majorTag<<5|24, linkTag)
 	dst = appendHead(dst, majorBytes, uint64(1+len(c)))
 	return append(append(dst, 0), c...)
