@@ -20,6 +20,7 @@ import (
 	"fpnode/internal/car"
 	"fpnode/internal/dagcbor"
 	"fpnode/keyring"
+	"fpnode/pail"
 )
 
 // copyDir reads a fixture into memory, where a test can damage it.
@@ -121,9 +122,18 @@ func TestImportRefuses(t *testing.T) {
 		{"a root that does not follow", func(m fstest.MapFS) {
 			empty := block(map[string]any{"entries": []any{}, "keyChars": "ascii", "maxKeySize": int64(4096), "prefix": "", "version": int64(1)})
 			doc := block(map[string]any{"doc": map[string]any{"_id": "x"}})
-			event := block(map[string]any{"data": map[string]any{"key": "x", "root": empty.CID, "type": "put", "value": doc.CID}, "parents": []any{genesisCID(t)}})
+			event := block(map[string]any{"data": map[string]any{"key": "x", "root": empty.CID, "type": "put", "value": doc.CID}, "parents": []any{pail.GenesisEvent}})
 			put(m, commit(car.Header{Cars: [][]cid.Cid{{mustParse(t, log[17][0])}}, Head: []cid.Cid{event.CID}, HasHead: true}, empty, doc, event))
 		}, nil, ReasonRefused, ""},
+		{"a document that is in no CAR", func(m fstest.MapFS) {
+			empty := block(map[string]any{"entries": []any{}, "keyChars": "ascii", "maxKeySize": int64(4096), "prefix": "", "version": int64(1)})
+			doc := block(map[string]any{"doc": map[string]any{"_id": "x"}})
+			shard := block(map[string]any{"entries": []any{
+				[]any{pail.GenesisKey, pail.GenesisDoc}, []any{"x", doc.CID},
+			}, "keyChars": "ascii", "maxKeySize": int64(4096), "prefix": "", "version": int64(1)})
+			event := block(map[string]any{"data": map[string]any{"key": "x", "root": shard.CID, "type": "put", "value": doc.CID}, "parents": []any{pail.GenesisEvent}})
+			put(m, commit(car.Header{Cars: [][]cid.Cid{{mustParse(t, log[17][0])}}, Head: []cid.Cid{event.CID}, HasHead: true}, empty, shard, event))
+		}, nil, ReasonIncomplete, ""},
 		{"CBOR bomb as an event", func(m fstest.MapFS) {
 			b := raw(nested)
 			put(m, commit(car.Header{Head: []cid.Cid{b.CID}, HasHead: true}, b))
@@ -190,10 +200,6 @@ func mine(t testing.TB, l *Ledger, have ...string) []string {
 		ids = append(ids, d.ID+" "+d.CID.String())
 	}
 	return ids
-}
-
-func genesisCID(t testing.TB) cid.Cid {
-	return mustParse(t, "bafyreiblui55o25dopc5faol3umsnuohb5carto7tot4kicnkfc37he4h4")
 }
 
 // TestImportFindsEveryFlippedByte flips one byte in each region of a CAR: envelope, IV, length, ciphertext of the CAR's
