@@ -187,7 +187,6 @@ type CheckResult struct {
 	Ledgers   int   `json:"ledgers"`
 	Cars      int64 `json:"cars"`
 	Bytes     int64 `json:"bytes"` // of sealed CARs
-	Blocks    int64 `json:"blocks"`
 	Events    int64 `json:"events"`
 	Unchecked int64 `json:"unchecked"` // events whose root cannot be computed again, since shards of that time are not here
 	Docs      int64 `json:"docs"`      // with tombstones

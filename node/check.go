@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"fpnode/api"
+	"fpnode/blockstore"
 	"fpnode/ledger"
 )
 
@@ -16,14 +17,30 @@ func (n *Node) Check(ctx context.Context, req api.CheckRequest, report func(api.
 	if req.Ledger != "" {
 		names = []string{req.Ledger}
 	}
-	c := &checking{n: n, report: report, progress: progress}
+	c := &checking{n: n, report: report, progress: progress, bad: map[[32]byte]bool{}}
+	opts := blockstore.CheckOptions{ReadData: req.ReadData}
+	broken := map[string]error{}
 	for _, name := range names {
-		if _, err := n.entry(name); err != nil {
+		e, err := n.entry(name)
+		if err != nil {
 			return c.res, err
 		}
+		if req.Ledger != "" {
+			opts.Ledgers = [][32]byte{e.ID}
+		}
+		// Open, so that the store has the keys to look into the CARs.
+		if _, err := n.Ledger(ctx, name); err != nil {
+			if ctx.Err() != nil {
+				return c.res, err
+			}
+			broken[name] = err
+		}
+	}
+	if err := c.store(ctx, opts); err != nil {
+		return c.res, err
 	}
 	for _, name := range names {
-		if err := c.ledger(ctx, name); err != nil {
+		if err := c.ledger(ctx, name, broken[name]); err != nil {
 			return c.res, err
 		}
 	}
@@ -36,6 +53,7 @@ type checking struct {
 	report   func(api.Problem)
 	progress func(api.Progress)
 	res      api.CheckResult
+	bad      map[[32]byte]bool // ledgers whose log is damaged
 }
 
 func (c *checking) found(p api.Problem) {
@@ -47,16 +65,49 @@ func (c *checking) found(p api.Problem) {
 	c.report(p)
 }
 
-func (c *checking) ledger(ctx context.Context, name string) error {
+// store checks what is on disk.
+func (c *checking) store(ctx context.Context, opts blockstore.CheckOptions) error {
+	names := map[[32]byte]string{}
+	for _, e := range c.n.ring.Ledgers() {
+		names[e.ID] = e.Name
+	}
+	stage := "reading the logs"
+	if opts.ReadData {
+		stage = "reading every byte"
+	}
+	err := c.n.store.Check(ctx, opts,
+		func(p blockstore.Problem) {
+			c.bad[p.Ledger] = true
+			place := "the store"
+			if p.File != "" {
+				place = fmt.Sprintf("%s at byte %d", p.File, p.Offset)
+			}
+			c.found(api.Problem{Ledger: names[p.Ledger], Place: place, Message: p.What, Advice: p.Advice})
+		},
+		func(done, total int64) { c.progress(api.Progress{Stage: stage, Done: done, Total: total}) })
+	if err != nil {
+		return fmt.Errorf("checking the store: %w", err)
+	}
+	return nil
+}
+
+// ledger checks one ledger, or says why it could not be opened.
+func (c *checking) ledger(ctx context.Context, name string, broken error) error {
 	c.res.Ledgers++
+	e, err := c.n.entry(name)
+	if err != nil {
+		return err
+	}
+	if broken != nil {
+		if !c.bad[e.ID] { // else that was said already
+			why := explain(broken)
+			c.found(api.Problem{Ledger: name, Place: "the ledger", Message: why.Message, Advice: why.Hint})
+		}
+		return nil
+	}
 	l, err := c.n.Ledger(ctx, name)
 	if err != nil {
-		if ctx.Err() != nil {
-			return err
-		}
-		e := explain(err)
-		c.found(api.Problem{Ledger: name, Place: "the ledger", Message: e.Message, Advice: e.Hint})
-		return nil
+		return err
 	}
 	info, err := l.Info(ctx)
 	if err != nil {

@@ -2,6 +2,9 @@ package node
 
 // nearest returns the name that s was probably meant to be.
 func nearest(s string, names []string) (string, bool) {
+	if s == "" {
+		return "", false
+	}
 	best, dist := "", len(s)/3+2 // further away is another name
 	for _, name := range names {
 		if d := distance(s, name); d < dist {

@@ -24,6 +24,7 @@ import (
 )
 
 func main() {
+	private()
 	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
@@ -51,9 +52,15 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || api.CodeOf(err) == api.Interrupted) {
-		a.say("interrupted")
-		return exits[api.Interrupted]
+	if ctx.Err() != nil {
+		if e, ok := errors.AsType[*api.Error](err); ok && e.Code == api.Interrupted {
+			a.say("%s", e.Message)
+			return exits[api.Interrupted]
+		}
+		if errors.Is(err, context.Canceled) {
+			a.say("interrupted")
+			return exits[api.Interrupted]
+		}
 	}
 	return a.fail(err)
 }

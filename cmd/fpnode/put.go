@@ -101,12 +101,15 @@ func (a *app) putAll(ctx context.Context, c *api.Client, ledger string, in io.Re
 			}
 		}
 	}
+	if ctx.Err() != nil { // the end of the input was not its end
+		return failedAt(context.Cause(ctx), stored, 0)
+	}
 	if stored == 0 {
 		return &api.Error{Code: api.BadInput, Message: "the input holds no document", Hint: `a document is a JSON object, as {"text":"buy milk"}`}
 	}
 	m.done()
 	if stored > 1 && a.errFd >= 0 {
-		a.say("%d documents stored", stored)
+		a.say("%s", areStored(stored))
 	}
 	return nil
 }
@@ -117,7 +120,7 @@ func failedAt(err error, stored, batch int) error {
 		if stored == 0 {
 			return err
 		}
-		return &api.Error{Code: api.Interrupted, Message: fmt.Sprintf("interrupted: %d documents are stored", stored)}
+		return &api.Error{Code: api.Interrupted, Message: "interrupted: " + areStored(stored)}
 	}
 	e := &api.Error{Code: api.CodeOf(err), Message: err.Error()}
 	if given, ok := errors.AsType[*api.Error](err); ok {
@@ -136,6 +139,13 @@ func failedAt(err error, stored, batch int) error {
 		e.Message += "; nothing is stored"
 	}
 	return e
+}
+
+func areStored(n int) string {
+	if n == 1 {
+		return "1 document is stored"
+	}
+	return fmt.Sprintf("%d documents are stored", n)
 }
 
 // parsed is a document of the input, or the error that ended it.
