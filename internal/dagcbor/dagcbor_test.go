@@ -267,7 +267,6 @@ func TestMarshalAsJavaScriptDoes(t *testing.T) {
 		hex   string
 	}{
 		{3.0, "03"},
-		{-0.0, "00"},
 		{math.Copysign(0, -1), "00"},
 		{float32(0.5), "fb3fe0000000000000"},
 		{float64(1<<53 - 1), "1b001fffffffffffff"},
