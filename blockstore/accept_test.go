@@ -7,6 +7,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"math/rand/v2"
+	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -246,23 +248,100 @@ func (b brokenSealer) Seal(plain []byte) ([]byte, error) {
 }
 
 func TestAcceptLimits(t *testing.T) {
-	s := openStore(t, config(vfs.NewMem()))
-	l := openLedger(t, s, 1)
 	if testing.Short() {
 		t.Skip("takes 200 MB")
 	}
+	s := openStore(t, config(vfs.NewMem()))
+	l := openLedger(t, s, 1)
 	// A data CAR may have MaxCARBytes; a file CAR more.
-	big := make([]byte, blockstore.MaxCARBytes)
-	file := rawBlock(big)
-	c, err := l.Pack([]cid.Cid{file.CID}, []car.Block{file})
-	if err != nil {
-		t.Errorf("a file of %d bytes: %v", len(big), err)
-	} else if c.Ref.Size <= blockstore.MaxCARBytes {
-		t.Errorf("the file CAR has %d bytes, which proves nothing", c.Ref.Size)
-	}
-	_, err = packData(l, file)
+	file := rawBlock(make([]byte, blockstore.MaxCARBytes))
+	header := car.Header{}.Encode()
+	root := car.Block{CID: dagcbor.Sum(header), Data: header}
+	_, err := packInPlace(l, []cid.Cid{root.CID}, root, file)
 	wantCheck(t, err, "limit")
 	if !errors.Is(err, blockstore.ErrLimit) {
 		t.Errorf("%v is not ErrLimit", err)
+	}
+
+	// Packing, committing and accepting a large file take its sealed size of memory, and a little.
+	const little = 4 << 20
+	var c blockstore.CAR
+	grew := allocated(func() { c, err = packInPlace(l, []cid.Cid{file.CID}, file) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Ref.Size <= blockstore.MaxCARBytes {
+		t.Fatalf("the file CAR has %d bytes, which proves nothing", c.Ref.Size)
+	}
+	if grew > c.Ref.Size+little {
+		t.Errorf("packing %d bytes took %d", c.Ref.Size, grew)
+	}
+	disk := openStore(t, blockstore.Config{Dir: t.TempDir() + "/home", Vault: vault{}})
+	dl := openLedger(t, disk, 1)
+	if grew := allocated(func() { mustCommit(t, dl, c) }); grew > little {
+		t.Errorf("committing %d bytes took %d", c.Ref.Size, grew)
+	}
+	var sealed []byte
+	if sealed, err = dl.Sealed(ctx, c.Ref); err != nil {
+		t.Fatal(err)
+	}
+	if grew := allocated(func() { c, err = l.AcceptOwned(c.Ref, sealed) }); err != nil || grew > little {
+		t.Errorf("accepting %d bytes took %d more, %v", len(sealed), grew, err)
+	}
+	if b := c.Blocks(); len(b) != 1 || b[0].CID != file.CID || !bytes.Equal(b[0].Data, file.Data) {
+		t.Error("a CAR accepted in place has other blocks")
+	}
+	if !slices.Equal(c.CIDs(), []cid.Cid{file.CID}) {
+		t.Errorf("CIDs = %v, want that of the file", c.CIDs())
+	}
+	if blockstore.WireOf(c.Sealed()) != c.Ref.Wire {
+		t.Error("a CAR accepted in place has other sealed bytes")
+	}
+}
+
+// packInPlace packs without a second copy.
+func packInPlace(l *blockstore.Ledger, roots []cid.Cid, blocks ...car.Block) (blockstore.CAR, error) {
+	n := car.Size(roots, blocks)
+	return l.PackWith(n, func(dst []byte) error {
+		if got := car.Append(dst[:0], roots, blocks); len(got) != n {
+			return errors.New("another size")
+		}
+		return nil
+	})
+}
+
+// allocated is how many bytes f allocates in all, an upper bound of what it holds at once.
+func allocated(f func()) int64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return int64(after.TotalAlloc - before.TotalAlloc)
+}
+
+// What AcceptOwned refuses is what Accept refuses, for the same reason.
+func TestAcceptOwnedIsAccept(t *testing.T) {
+	s := openStore(t, config(vfs.NewMem()))
+	l := openLedger(t, s, 1)
+	good := dataCAR(t, l, block(rand.New(rand.NewPCG(1, 1)), 60))
+	for i := range good.Sealed() {
+		b := bytes.Clone(good.Sealed())
+		b[i] ^= 0x10
+		_, want := l.Accept(blockstore.Ref{Name: good.Ref.Name}, b)
+		_, got := l.AcceptOwned(blockstore.Ref{Name: good.Ref.Name}, b)
+		if got == nil || got.Error() != want.Error() {
+			t.Fatalf("byte %d: AcceptOwned: %v, Accept: %v", i, got, want)
+		}
+	}
+	c, err := l.AcceptOwned(good.Ref, bytes.Clone(good.Sealed()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(c.Sealed(), good.Sealed()) {
+		t.Error("other sealed bytes")
+	}
+	mustCommit(t, l, c)
+	if err := verify(s, l, &good); err != nil {
+		t.Error(err)
 	}
 }

@@ -75,12 +75,7 @@ func newRecordCAR(c *CAR) recordCAR {
 	if len(c.nodes) > 0 {
 		r.leaves = c.leaves
 	}
-	r.blocks = make([]recordBlock, len(c.sections))
-	for i, s := range c.sections {
-		b := &r.blocks[i]
-		b.codec, b.off, b.size = s.CID.Type(), s.Offset, int64(len(s.Data))
-		copy(b.digest[:], mustDigest(s.CID))
-	}
+	r.blocks = c.blocks
 	return r
 }
 

@@ -34,11 +34,15 @@ type Ref struct {
 // Sealer seals and opens the CARs of one ledger. keyring.Keys is the one that node wires in.
 //
 // Seal is deterministic: the same plaintext under the same default key gives the same bytes. Open checks the envelope,
-// the key id, the tag and the IV. An error of Open may say which of them failed through a method Check() string that
+// the key id, the tag and the IV. An error of Open and OpenInPlace may say which of them failed through a method Check() string that
 // returns "envelope", "key", "tag" or "iv".
 type Sealer interface {
 	Seal(plain []byte) (sealed []byte, err error)
 	Open(sealed []byte) (plain []byte, err error)
+	// SealWith is Seal of n bytes that fill writes, without a second buffer.
+	SealWith(n int, fill func(plain []byte) error) (sealed []byte, err error)
+	// OpenInPlace is Open with the plaintext in the place of the ciphertext. DecryptAt on it gives sealed back.
+	OpenInPlace(sealed []byte) (plain []byte, err error)
 	// Inspect takes an envelope apart without opening it: plaintext byte i, of dataLen, is sealed at dataOff+i.
 	Inspect(sealed []byte) (keyID [32]byte, iv [12]byte, dataOff, dataLen int64, err error)
 	// DecryptAt decrypts dst in place, which holds the sealed data from plaintext offset off on. It authenticates
