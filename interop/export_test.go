@@ -257,6 +257,40 @@ func sameQueries(t *testing.T, js *jsProcess, db string, r *replica) {
 	}
 }
 
+// TestJSOpensLadders exports what the library could not compute: two heads over rounds in which both sides merged and
+// wrote. The export joins them, and the library reads and writes on.
+func TestJSOpensLadders(t *testing.T) {
+	key, err := keyring.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, o := newReplica(t, name, key), newReplica(t, name, key)
+	r.put(doc("base", 0))
+	o.mergeFrom(r)
+	for i := range 40 {
+		r.put(doc("both", i))
+		o.put(doc("both", 100+i))
+		r.mergeFrom(o)
+		o.mergeFrom(r)
+	}
+	before := r.docs()
+	h := jsHome{t.TempDir()}
+	r.export(h)
+	if diff := cmp.Diff(before, r.docs()); diff != "" {
+		t.Fatalf("joining the heads changed documents:\n%s", diff)
+	}
+	js := startJS(t)
+	js.do("open", h.args("a"), nil)
+	r.equal(js.state("a"))
+	js.do("put", args{"db": "a", "doc": json.RawMessage(doc("both", 7))}, nil)
+	want := js.state("a")
+	js.do("close", args{"db": "a"}, nil)
+	r.importFrom(h)
+	r.equal(want)
+	o.mergeFrom(r)
+	o.equal(want)
+}
+
 // TestJSOpensLongHistories exports ledgers of many commits, which the library itself could not keep without
 // compacting, writes to them with the library, and exports again after one more commit: only small packs are new.
 func TestJSOpensLongHistories(t *testing.T) {

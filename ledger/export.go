@@ -82,6 +82,9 @@ func (e *ForeignError) Hint() string {
 // it shows the head already. What JavaScript wrote there meanwhile is merged into the ledger first. A directory of
 // another ledger, or one that cannot be read, is refused and left as it is.
 //
+// Several heads with much between them are joined first, by an event that changes no document: JavaScript would compute
+// for minutes, or never end.
+//
 // Every CAR is durable before the border that lists it, and that before the meta, which is replaced atomically: after
 // a crash the directory shows the old state or the new one. JavaScript must not have the directory open meanwhile; it
 // takes no lock. An empty ledger is exported as an empty directory.
@@ -122,6 +125,9 @@ func (x *exporter) run(ctx context.Context) (ExportResult, error) {
 	if err := x.writeFiles(ctx); err != nil {
 		return ExportResult{}, err
 	}
+	if err := x.joinCostly(ctx); err != nil {
+		return ExportResult{}, err
+	}
 	b, err := x.l.MakeBorder(ctx, prev, x.writeCAR)
 	if err != nil {
 		return ExportResult{}, err
@@ -156,6 +162,25 @@ func (x *exporter) run(ctx context.Context) (ExportResult, error) {
 		return ExportResult{}, err
 	}
 	return x.finish(ctx, b.Next)
+}
+
+// joinCostly gives the ledger a single head if it has several that JavaScript could not read: it computes their state
+// again for every read, with a search that is cubic in the events since they parted, and walks every path between
+// them, which doubles with each round in which both sides merged and wrote. A single head costs it nothing.
+func (x *exporter) joinCostly(ctx context.Context) error {
+	index, done, err := x.l.ancestry()
+	if err != nil {
+		return err
+	}
+	events, visits, err := index.Walks(x.l.Head())
+	done()
+	if err != nil {
+		return err
+	}
+	if events <= maxJSEvents && visits <= maxJSVisits {
+		return nil
+	}
+	return x.l.join(ctx)
 }
 
 // prepare makes the directories, with the version files by which JS knows them, and removes what a crashed export
