@@ -119,7 +119,8 @@ func (l *Ledger) AcceptPlain(plain []byte) (CAR, error) {
 //	name      ref.Name is the hash of the plaintext
 //	block     every block is the one its CID names, and nothing stands between them
 //	header    the header block, if there is one, is well-formed
-//	root      the only root is the header block, or, without a header, the first block, or all roots are raw blocks
+//	root      the only root is the header block, or, without a header, the first block, or all roots are files: raw
+//	          blocks, or the UnixFS that Fireproof 0.19 made of large ones
 //
 // The first that fails is named in the *AcceptError. A ref without Wire or Name (both may come from a directory where
 // only one is known) takes those of the CAR. A name of Fireproof 0.19, which hashes the sealed file, is compared with
@@ -219,7 +220,7 @@ func (l *Ledger) accept(ref Ref, sealed []byte, open func([]byte) ([]byte, error
 	}
 	files := len(roots) > 0
 	for _, r := range roots {
-		files = files && r.Type() == cid.Raw
+		files = files && (r.Type() == cid.Raw || r.Type() == cid.DagProtobuf)
 	}
 	if !(rooted && len(roots) == 1) && !files {
 		return refuse("root", errors.New("the roots are neither the first block nor files"))
@@ -230,6 +231,9 @@ func (l *Ledger) accept(ref Ref, sealed []byte, open func([]byte) ([]byte, error
 	}
 	return c, nil
 }
+
+// Open opens the envelope of a CAR and checks key, tag and IV. What is inside is not looked at; Accept checks all.
+func (l *Ledger) Open(sealed []byte) (plain []byte, err error) { return l.sealer.Open(sealed) }
 
 // readHeader tells a header block from any other: it is a DAG-CBOR map whose only key is "fp".
 func readHeader(b car.Block) (car.Header, bool, error) {
