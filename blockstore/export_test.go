@@ -1,5 +1,7 @@
 package blockstore
 
+import "fmt"
+
 // Runs are the offsets of the runs in the bytes of an undamaged segment, and of its end.
 func Runs(segment []byte) []int {
 	offs := []int{segmentHeaderBytes}
@@ -16,3 +18,19 @@ func Runs(segment []byte) []int {
 
 // LedgerText is a ledger id as it stands in directory names.
 func LedgerText(id [32]byte) string { return ledgerText(id) }
+
+// DumpIndex is every entry of the index but what ledgers derive, in readable form.
+func (s *Store) DumpIndex() map[string]string {
+	it, err := s.index.db.NewIter(nil)
+	if err != nil {
+		panic(err)
+	}
+	defer it.Close()
+	m := make(map[string]string)
+	for it.First(); it.Valid(); it.Next() {
+		if it.Key()[0] != keyDerived {
+			m[fmt.Sprintf("%q", it.Key())] = fmt.Sprintf("%x", it.Value())
+		}
+	}
+	return m
+}
