@@ -120,8 +120,8 @@ func (x *index) rowKey(key []byte, id string, n int) []byte {
 	return binary.BigEndian.AppendUint32(b, uint32(n))
 }
 
-// freshIndex takes the turn of the query's index and brings it up to date. The caller releases it.
-func (l *Ledger) freshIndex(ctx context.Context, q *Query) (*index, error) {
+// freshIndex brings the query's index up to date and returns it with a snapshot of its rows, which the caller closes.
+func (l *Ledger) freshIndex(ctx context.Context, q *Query) (*index, *blockstore.Snapshot, error) {
 	x := l.newIndex(indexField, q.Field, "")
 	if q.Map != nil {
 		x = l.newIndex(indexMap, q.Name, q.Revision)
@@ -129,17 +129,19 @@ func (l *Ledger) freshIndex(ctx context.Context, q *Query) (*index, error) {
 	select {
 	case x.turn <- struct{}{}:
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, nil, ctx.Err()
 	}
-	err := l.loadIndex(x)
-	if err == nil {
-		err = l.followChanges(ctx, x, q.Map)
+	defer x.release() // also if the map function panics
+	if l.state.Load().changes > 0 {
+		err := l.loadIndex(x)
+		if err == nil {
+			err = l.followChanges(ctx, x, q.Map)
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("index %.80q: %w", x.name, err)
+		}
 	}
-	if err != nil {
-		x.release()
-		return nil, fmt.Errorf("index %.80q: %w", x.name, err)
-	}
-	return x, nil
+	return x, l.view.d.Snapshot(), nil
 }
 
 // loadIndex reads how far an index is. One that is absent, or of another definition, starts over.

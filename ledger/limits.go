@@ -65,10 +65,8 @@ const (
 
 	// MaxFileBytes bounds one attached file, whether written here or received.
 	MaxFileBytes = 1 << 30
-	// filePeak times its size and filePeakMore bytes is the most memory that attaching a file takes; reading one takes
-	// no more than filePeakMore.
-	filePeak     = 3
-	filePeakMore = 24 << 20
+	// filePeak is the most memory that attaching a file takes beside the file itself, and that reading one takes.
+	filePeak = 16 << 20
 	// MaxFileNameBytes bounds the name and the type of an attached file, MaxFiles the files of a document.
 	MaxFileNameBytes = 4096
 	MaxFiles         = 4096

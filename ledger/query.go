@@ -78,14 +78,11 @@ func (l *Ledger) query(ctx context.Context, q *Query, yield func(Row, error) boo
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrBadQuery, err)
 	}
-	x, err := l.freshIndex(ctx, q)
+	x, snap, err := l.freshIndex(ctx, q)
 	if err != nil {
 		return err
 	}
-	snap := l.view.d.Snapshot()
 	defer snap.Close()
-	x.release()
-
 	if q.Limit < 0 {
 		return nil
 	}

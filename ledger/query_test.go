@@ -887,3 +887,31 @@ func TestQuerySeesAcknowledgedWrites(t *testing.T) {
 	close(done)
 	wg.Wait()
 }
+
+// TestMapFunctionPanics lets the panic through, as any function does, and keeps the index usable.
+func TestMapFunctionPanics(t *testing.T) {
+	l := newHome(t).Ledger
+	if got := rowKeys(t, l, Query{Field: "k"}); len(got) != 0 {
+		t.Errorf("an empty ledger: %q", got)
+	}
+	putAll(t, l, map[string]any{"_id": "a", "k": 1})
+	broken := true
+	q := Query{Name: "m", Map: func(d Doc, emit func(any, any)) {
+		if broken {
+			panic("broken")
+		}
+		emit(d.ID, nil)
+	}}
+	func() {
+		defer func() {
+			if recover() != "broken" {
+				t.Error("the panic was swallowed")
+			}
+		}()
+		queryErr(l, q)
+	}()
+	broken = false
+	if got := rowKeys(t, l, q); len(got) != 1 {
+		t.Errorf("afterwards: %q", got)
+	}
+}
