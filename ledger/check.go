@@ -159,7 +159,8 @@ func (c *checker) compare(ctx context.Context, s *state) error {
 	if _, err := c.replica.Index.Fill(ctx, c.fetch, s.head); err != nil {
 		return ctx.Err() // reported by events
 	}
-	root, err := c.replica.Root(ctx, s.head)
+	// Without the cache: it has shards that were computed, and the current ones have to be in the store.
+	root, err := (&pail.Replica{Blocks: c.fetch, Index: c.replica.Index}).Root(ctx, s.head)
 	if err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()

@@ -141,8 +141,7 @@ func (e *ImportError) Hint() string {
 // Documents appear all at once at the end, through [Ledger.Merge]. An import that was interrupted leaves l showing
 // what it showed; CARs that were stored are not read again by the next one.
 //
-// Peak memory is three times the largest CAR (read, opened, sealed), one more in passing while the sealed one is
-// checked, and 32 MiB of others that become durable with it.
+// Peak memory is twice the largest CAR, and some 80 MiB for those that become durable together.
 func Import(ctx context.Context, l *Ledger, src ImportSource, progress func(Progress)) (ImportResult, error) {
 	dir, err := findLedgerDir(src.Dir)
 	if err != nil {
@@ -392,6 +391,9 @@ func references(c blockstore.CAR) []cid.Cid {
 			}
 		}
 	}
+	if holdsFiles(&c) {
+		return out
+	}
 	for _, s := range c.Blocks() {
 		out = append(out, fileCARs(s.Data)...)
 	}
@@ -436,7 +438,7 @@ func (m *importer) open(name cid.Cid, needed bool) (blockstore.CAR, error) {
 	}
 	got := nameOf(name, raw, plain)
 	raw = nil // a CAR of files can be large, and sealing it takes as much again
-	c, err := m.l.store.AcceptPlain(plain)
+	c, err := m.accept(plain)
 	if err != nil {
 		return blockstore.CAR{}, m.fault(ReasonDamaged, name, err)
 	}
@@ -452,6 +454,17 @@ func (m *importer) open(name cid.Cid, needed bool) (blockstore.CAR, error) {
 		m.ref[name] = c.Ref
 	}
 	return c, nil
+}
+
+// accept seals a CAR under the ledger's own key, whatever key it came under: all replicas then have the same bytes.
+func (m *importer) accept(plain []byte) (blockstore.CAR, error) {
+	if len(plain) <= importBatchBytes {
+		return m.l.store.AcceptPlain(plain)
+	}
+	return m.l.store.PackWith(len(plain), func(dst []byte) error {
+		copy(dst, plain)
+		return nil
+	})
 }
 
 func (m *importer) fault(reason ImportReason, name cid.Cid, err error) error {
@@ -482,7 +495,7 @@ func nameOf(name cid.Cid, raw, plain []byte) cid.Cid {
 // holdsFiles reports whether a CAR is one of attached files.
 func holdsFiles(c *blockstore.CAR) bool {
 	_, commit := c.Header()
-	return !commit && !slices.ContainsFunc(c.Blocks(), func(s car.Section) bool { return !isFileBlock(s.CID) })
+	return !commit && !slices.ContainsFunc(c.CIDs(), func(b cid.Cid) bool { return !isFileBlock(b) })
 }
 
 // isFileBlock reports whether a block belongs to the content of a file: raw, or what UnixFS of Fireproof 0.19 made of
@@ -491,12 +504,8 @@ func isFileBlock(c cid.Cid) bool { return c.Type() == cid.Raw || c.Type() == cid
 
 // bringsNothing reports whether a CAR holds no block beside its header.
 func bringsNothing(c blockstore.CAR) bool {
-	for _, s := range c.Blocks() {
-		if !isHeader(s.Data) {
-			return false
-		}
-	}
-	return true
+	_, commit := c.Header()
+	return commit && len(c.CIDs()) == 1
 }
 
 // take puts a verified CAR into the batch, or only its name if it holds no block that l lacks.
@@ -507,25 +516,27 @@ func (m *importer) take(ctx context.Context, name cid.Cid, c blockstore.CAR) err
 	}
 	// A CAR of files is looked up by the name that stands in the document, so it enters whatever else is there.
 	fresh := m.tip[name] || holdsFiles(&c)
-	for _, s := range c.Blocks() {
-		if isHeader(s.Data) || m.pending[s.CID] {
+	_, commit := c.Header()
+	blocks := c.CIDs()
+	for i, b := range blocks {
+		if fresh {
+			break
+		}
+		if i == 0 && commit || m.pending[b] {
 			continue
 		}
-		has, err := m.l.store.Has(s.CID)
+		has, err := m.l.store.Has(b)
 		if err != nil {
 			return err
 		}
-		if !has {
-			fresh = true
-			break
-		}
+		fresh = !has
 	}
 	if !fresh {
 		m.drop = append(m.drop, c.Ref.Name)
 		m.res.Repeated++
 	} else {
-		for _, s := range c.Blocks() {
-			m.pending[s.CID] = true
+		for _, b := range blocks {
+			m.pending[b] = true
 		}
 		m.batch = append(m.batch, c)
 		m.batchBytes += c.Ref.Size
