@@ -557,3 +557,21 @@ func TestServeDrains(t *testing.T) {
 		t.Error("Serve did not end")
 	}
 }
+
+// TestHeaderIsBounded: the clock of the largest head fits a request, and a
+// larger header is refused.
+func TestHeaderIsBounded(t *testing.T) {
+	n := &fake{ledger: func() (*ledger.Ledger, error) { return nil, &Error{Code: NotFound, Message: "it got here"} }}
+	c := clients(t, n)["socket"]
+	clock := make([]string, ledger.MaxTips)
+	for i := range clock {
+		clock[i] = "bafyreia7sl3ue4kl4zxbgapwptsx4kmiure7c2d6xppjwplnfk2e7y7kq4"
+	}
+	if _, _, err := c.Changes(t.Context(), "x", clock, 0); CodeOf(err) != NotFound {
+		t.Errorf("a clock of %d events: %v", len(clock), err)
+	}
+	clock = append(clock, strings.Repeat("x", MaxHeaderBytes))
+	if _, _, err := c.Changes(t.Context(), "x", clock, 0); err == nil || CodeOf(err) == NotFound {
+		t.Errorf("a header over the limit: %v", err)
+	}
+}

@@ -59,8 +59,8 @@ code is 13 if something is damaged.`,
 				return err
 			}
 		} else {
-			a.print("%s, %s, %s, %s: %s", count(int64(res.Ledgers), "ledger"), count(res.Cars, "commit"),
-				count(res.Events, "event"), count(res.Docs, "document"), verdict(res))
+			a.print("%s, %s in %s, %s: %s", count(int64(res.Ledgers), "ledger"), size(res.Bytes),
+				count(res.Cars, "commit"), count(res.Events, "event"), verdict(res))
 		}
 		if res.Problems > 0 {
 			return &api.Error{Code: api.Corrupt, Message: "the store is damaged", Hint: "make a copy of the home directory before anything else"}

@@ -11,15 +11,18 @@ import (
 	"fpnode/api"
 )
 
-const usage = `{{.UseLine}}{{if .HasAvailableSubCommands}}
+const usage = `{{if .HasAvailableSubCommands}}{{.CommandPath}} COMMAND
 {{range $g := .Groups}}
 {{$g.Title}}{{range $.Commands}}{{if (and (eq .GroupID $g.ID) .IsAvailableCommand)}}
   {{rpad .Name .NamePadding}}  {{.Short}}{{end}}{{end}}
 {{end}}{{if not .Groups}}
 {{range .Commands}}{{if .IsAvailableCommand}}  {{rpad .Name .NamePadding}}  {{.Short}}
-{{end}}{{end}}{{end}}{{end}}{{if .HasAvailableLocalFlags}}
+{{end}}{{end}}{{end}}{{else}}{{.UseLine}}
+{{end}}{{if .HasAvailableLocalFlags}}
 Flags:
 {{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}
+{{end}}{{if .HasParent}}
+--home, --json and --verbose work everywhere, see fpnode help.
 {{end}}{{if .HasExample}}
 Example:
 {{.Example}}
@@ -60,7 +63,7 @@ func (a *app) root() *cobra.Command {
 		return &api.Error{Code: api.Misuse, Message: err.Error(), Hint: cmd.CommandPath() + " --help shows the flags"}
 	})
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.home, "home", "", "where this node keeps everything (FPNODE_HOME, else the XDG data directory)")
+	flags.StringVar(&a.home, "home", "", "`DIR` where this node keeps everything (else FPNODE_HOME, else the XDG data directory)")
 	flags.BoolVar(&a.json, "json", false, "answer in JSON: one object, or one a line")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say more on stderr")
 

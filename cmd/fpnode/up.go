@@ -62,9 +62,9 @@ func (a *app) ready(about api.About, ledgers []string) {
 		}{about, ledgers})
 		return
 	}
-	a.print("home    %s", about.Home)
-	a.print("api     %s", about.API)
-	a.print("peer    %s", about.Peer)
+	a.print("home     %s", about.Home)
+	a.print("api      %s", about.API)
+	a.print("peer     %s", about.Peer)
 	a.list("reach", about.Addrs)
 	a.list("shares", ledgers)
 	switch {
