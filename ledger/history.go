@@ -3,12 +3,14 @@ package ledger
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"slices"
 
 	"github.com/ipfs/go-cid"
 
+	"fpnode/blockstore"
 	"fpnode/clock"
 	"fpnode/pail"
 )
@@ -20,6 +22,7 @@ type Version struct {
 	Height  uint32    // steps from the genesis; a version built on another is higher
 	Doc     Doc       // Deleted for a deletion
 	Current bool      // the value Get returns; exactly one version of a document is current
+	Missing bool      // Doc has no fields because its block is not here: a compaction by JavaScript drops old values
 }
 
 // History yields every version of a document, newest first: by height, at equal height by the text of the event's
@@ -215,9 +218,12 @@ func (l *Ledger) unseen(versions []version) ([]version, error) {
 }
 
 func (l *Ledger) readVersion(ctx context.Context, id string, v version) (Version, error) {
+	out := Version{Event: v.event, Parents: v.parents, Height: v.height, Current: v.current}
 	d, err := l.doc(ctx, id, v.value)
-	if err != nil {
-		return Version{}, err
+	if errors.Is(err, blockstore.ErrNotFound) && !v.current {
+		out.Missing, out.Doc = true, Doc{ID: id, CID: v.value}
+		return out, nil
 	}
-	return Version{Event: v.event, Parents: v.parents, Height: v.height, Doc: d, Current: v.current}, nil
+	out.Doc = d
+	return out, err
 }

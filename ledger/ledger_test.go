@@ -215,7 +215,11 @@ func (h *home) dump() dump {
 					h.tb.Errorf("%s: current version is %s, document is %s", doc.ID, v.Doc.CID, doc.CID)
 				}
 			}
-			d.History[doc.ID] = append(d.History[doc.ID], fmt.Sprint(v.Height, v.Event, toJSON(h.tb, v.Doc)))
+			text := "missing"
+			if !v.Missing {
+				text = toJSON(h.tb, v.Doc)
+			}
+			d.History[doc.ID] = append(d.History[doc.ID], fmt.Sprint(v.Height, v.Event, text))
 		}
 		if current != 1 {
 			h.tb.Errorf("%s has %d current versions", doc.ID, current)

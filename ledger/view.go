@@ -449,6 +449,13 @@ func (u *update) flags(k newValue) (byte, error) {
 	}
 	if k.block == nil {
 		b, err := u.l.store.Block(u.ctx, k.value)
+		var damage *blockstore.CorruptError
+		if errors.Is(err, blockstore.ErrNotFound) || errors.As(err, &damage) {
+			// One document that was lost on disk does not keep the others from being read. Get reports it.
+			u.l.log.Error("document cannot be read", "cid", k.value, "err", err)
+			u.cold = append(u.cold, k.id)
+			return 0, nil
+		}
 		if err != nil {
 			return 0, fmt.Errorf("reading document %.80q: %w", k.id, err)
 		}
