@@ -341,7 +341,11 @@ func (w *replayer) harden() error {
 		if err := readFull(f.File, b, off); err != nil {
 			return err
 		}
-		if _, err := f.WriteAt(b, off); err != nil {
+		_, err := f.WriteAt(b, off)
+		if diskFull(err) { // as a disk that never overwrites may say; then the sync must do
+			break
+		}
+		if err != nil {
 			return err
 		}
 		off += int64(len(b))
