@@ -164,15 +164,24 @@ func (x *exporter) run(ctx context.Context) (ExportResult, error) {
 	return x.finish(ctx, b.Next)
 }
 
-// joinCostly gives the ledger a single head if it has several that JavaScript could not read: it computes their state
-// again for every read, with a search that is cubic in the events since they parted, and walks every path between
-// them, which doubles with each round in which both sides merged and wrote. A single head costs it nothing.
+// joinCostly gives the ledger a single head if it has several that JavaScript could not read, or one with such parents,
+// on which it could not write: it computes their state again for every read, with a search that is cubic in the events
+// since they parted, and walks every path between them, which doubles with each round in which both sides merged and
+// wrote. A single head with one parent costs it nothing.
 func (x *exporter) joinCostly(ctx context.Context) error {
 	index, done, err := x.l.ancestry()
 	if err != nil {
 		return err
 	}
-	events, visits, err := index.Walks(x.l.Head())
+	heads := x.l.Head()
+	if len(heads) == 1 {
+		heads, _ = index.Parents(heads[0])
+	}
+	var events int
+	var visits float64
+	if len(heads) > 1 {
+		events, visits, err = index.Walks(heads)
+	}
 	done()
 	if err != nil {
 		return err
@@ -401,16 +410,14 @@ func (x *exporter) writeFiles(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		names := []cid.Cid{ref.Name.Cid}
+		name := ref.Name.Cid
 		if old := dagcbor.SumCodec(car.CodecName019, sealed); aliases[old] {
-			names = append(names, old)
+			name = old
 		}
-		for _, name := range names {
-			if err := x.writeOnce(name.String(), sealed); err != nil {
-				return err
-			}
-			x.res.Files++
+		if err := x.writeOnce(name.String(), sealed); err != nil {
+			return err
 		}
+		x.res.Files++
 	}
 	return x.sync(jsData)
 }

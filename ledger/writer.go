@@ -88,7 +88,7 @@ type job struct {
 	cars []blockstore.CAR
 	when func(context.Context, pail.Tree) error
 
-	join bool // a put of nothing: an empty batch if there are several heads, else no event
+	join bool // not a put, but two events that write nothing
 
 	owner atomic.Int32 // waiting, or whoever was first to take the job
 	clock []cid.Cid    // result of a put
@@ -101,8 +101,8 @@ const (
 	jobAbandoned
 )
 
-// join makes one head of several, by an event that writes nothing. Two replicas that join the same heads make the same
-// event.
+// join makes one head, whose event has one parent, by an event on all heads and one on that, which write nothing. Two
+// replicas that join the same heads make the same events.
 func (l *Ledger) join(ctx context.Context) error {
 	return l.submit(ctx, &job{join: true, done: make(chan error, 1)})
 }
@@ -292,11 +292,13 @@ func (g *group) apply(ctx context.Context, j *job) error {
 			return err
 		}
 	}
-	if j.join && len(g.head) == 1 {
-		return nil
-	}
 	if err := g.write(ctx, j.docs); err != nil {
 		return err
+	}
+	if j.join {
+		if err := g.write(ctx, nil); err != nil {
+			return err
+		}
 	}
 	g.files = append(g.files, j.cars...)
 	j.clock = g.head
