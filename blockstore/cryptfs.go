@@ -18,9 +18,9 @@ import (
 
 // cryptFS is the file system that pebble sees: the base one with the content of every file encrypted.
 //
-//	+----------------------------+----------------+--------------------------------------------+
-//	| magic 8  "fpenc" 00 00 01  | nonce 32       | 24 zero bytes | content, AES-CTR from block 0 |
-//	+----------------------------+----------------+--------------------------------------------+
+//	+---------------------------+-----------+---------------+-------------------------------+
+//	| magic 8  "fpenc" 00 00 01 | nonce 32  | zero bytes 24 | content, AES-CTR from block 0 |
+//	+---------------------------+-----------+---------------+-------------------------------+
 //
 // The key of a file follows from its random nonce and the home's master key, so the counter of each file starts at 0.
 // Within a file no byte is ever written twice: files are written from front to back, and a file given out for reuse is
@@ -30,6 +30,9 @@ type cryptFS struct {
 	vfs.FS
 	vault Vault
 	gate  *gate
+
+	mu   sync.Mutex
+	open map[vfs.File]bool // files and directories of the base file system
 }
 
 const cryptHeaderBytes = 64
@@ -46,14 +49,50 @@ func (c *cryptFS) Create(name string, category vfs.DiskWriteCategory) (vfs.File,
 		return nil, err
 	}
 	f, err := c.FS.Create(name, category)
+	return c.wrap(name, f, err, c.fresh)
+}
+
+func (c *cryptFS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
+	f, err := c.FS.Open(name, opts...)
+	return c.wrap(name, f, err, c.existing)
+}
+
+// OpenReadWrite opens a file to append to it.
+func (c *cryptFS) OpenReadWrite(name string, category vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
+	f, err := c.FS.OpenReadWrite(name, category, opts...)
+	return c.wrap(name, f, err, c.appending)
+}
+
+// wrap makes a file of a base file just opened.
+func (c *cryptFS) wrap(name string, f vfs.File, err error, header func(string, vfs.File) (*cryptFile, error)) (vfs.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	cf, err := c.fresh(name, f)
+	cf, err := header(name, f)
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open[f] = true
 	return cf, nil
+}
+
+func (c *cryptFS) close(f vfs.File) error {
+	c.mu.Lock()
+	delete(c.open, f)
+	c.mu.Unlock()
+	return f.Close()
+}
+
+// closeAll closes what pebble has left open, which it does when it fails to open or close something.
+func (c *cryptFS) closeAll() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for f := range c.open {
+		f.Close()
+	}
+	clear(c.open)
 }
 
 // fresh gives a new, empty file its header.
@@ -68,7 +107,7 @@ func (c *cryptFS) fresh(name string, f vfs.File) (*cryptFile, error) {
 	}
 	header := append(bytes.Clone(cryptMagic), nonce[:]...)
 	header = append(header, make([]byte, cryptHeaderBytes-len(header))...)
-	if err := c.gate.write(func() error { _, err := f.Write(header); return err }); err != nil {
+	if _, err := c.gate.writeAll(f.Write, header); err != nil {
 		return nil, err
 	}
 	block, err := c.vault.FileCipher(nonce)
@@ -78,30 +117,15 @@ func (c *cryptFS) fresh(name string, f vfs.File) (*cryptFile, error) {
 	return &cryptFile{File: f, fs: c, block: block, writing: true}, nil
 }
 
-func (c *cryptFS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
-	f, err := c.FS.Open(name, opts...)
-	if err != nil {
-		return nil, err
-	}
-	cf, err := c.existing(name, f)
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return cf, nil
-}
-
 // existing reads the header of a file. A header that a crash left out, cut off or zero, makes an empty file: nothing
 // of it was ever synced.
 func (c *cryptFS) existing(name string, f vfs.File) (*cryptFile, error) {
 	var header [cryptHeaderBytes]byte
 	n, err := f.ReadAt(header[:], 0)
-	if n < len(header) {
-		if err != nil && err != io.EOF {
-			return nil, err
-		}
-		return &cryptFile{File: f, fs: c, empty: true}, nil
+	if n < len(header) && err != nil && err != io.EOF {
+		return nil, err
 	}
-	if header == [cryptHeaderBytes]byte{} {
+	if n < len(header) || header == [cryptHeaderBytes]byte{} {
 		return &cryptFile{File: f, fs: c, empty: true}, nil
 	}
 	if !bytes.HasPrefix(header[:], cryptMagic) {
@@ -112,19 +136,6 @@ func (c *cryptFS) existing(name string, f vfs.File) (*cryptFile, error) {
 		return nil, err
 	}
 	return &cryptFile{File: f, fs: c, block: block}, nil
-}
-
-// OpenReadWrite opens a file to append to it.
-func (c *cryptFS) OpenReadWrite(name string, category vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
-	f, err := c.FS.OpenReadWrite(name, category, opts...)
-	if err != nil {
-		return nil, err
-	}
-	cf, err := c.appending(name, f)
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return cf, nil
 }
 
 func (c *cryptFS) appending(name string, f vfs.File) (*cryptFile, error) {
@@ -160,6 +171,9 @@ func (c *cryptFS) OpenDir(name string) (vfs.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open[d] = true
 	return &cryptDir{d, c}, nil
 }
 
@@ -167,6 +181,8 @@ type cryptDir struct {
 	vfs.File
 	fs *cryptFS
 }
+
+func (d *cryptDir) Close() error { return d.fs.close(d.File) }
 
 // Sync never fails: pebble would panic. The gate shuts instead.
 func (d *cryptDir) Sync() error {
@@ -185,6 +201,8 @@ func (c *cryptFS) Rename(oldname, newname string) error {
 func (c *cryptFS) Remove(name string) error {
 	return c.gate.write(func() error { return c.FS.Remove(name) })
 }
+
+func (f *cryptFile) Close() error { return f.fs.close(f.File) }
 
 func (f *cryptFile) Sync() error {
 	return f.fs.gate.write(f.File.Sync)
@@ -272,15 +290,8 @@ func (f *cryptFile) Write(p []byte) (int, error) {
 	for done < len(p) {
 		sealed := buf[:min(len(buf), len(p)-done)]
 		f.xor(sealed, p[done:done+len(sealed)], f.pos)
-		n := 0
-		f.err = f.fs.gate.write(func() error {
-			m, err := f.write(sealed[n:], f.pos+int64(n))
-			n += m
-			if err == nil && n < len(sealed) {
-				err = io.ErrShortWrite
-			}
-			return err
-		})
+		var n int
+		n, f.err = f.fs.gate.writeAll(f.base(), sealed)
 		done += n
 		f.pos += int64(n)
 		if f.err != nil {
@@ -290,11 +301,17 @@ func (f *cryptFile) Write(p []byte) (int, error) {
 	return done, nil
 }
 
-func (f *cryptFile) write(sealed []byte, pos int64) (int, error) {
-	if f.appending {
-		return f.File.WriteAt(sealed, pos+cryptHeaderBytes)
+// base is how to write to the base file.
+func (f *cryptFile) base() func([]byte) (int, error) {
+	if !f.appending {
+		return f.File.Write
 	}
-	return f.File.Write(sealed)
+	at := f.pos + cryptHeaderBytes
+	return func(b []byte) (int, error) {
+		n, err := f.File.WriteAt(b, at)
+		at += int64(n)
+		return n, err
+	}
 }
 
 func (f *cryptFile) WriteAt(p []byte, off int64) (int, error) {

@@ -3,6 +3,7 @@ package blockstore
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -90,6 +91,19 @@ func (g *gate) write(do func() error) error {
 		}
 		g.wait(pause)
 	}
+}
+
+// writeAll writes all of b with a function that writes from where it left off.
+func (g *gate) writeAll(write func([]byte) (int, error), b []byte) (done int, err error) {
+	err = g.write(func() error {
+		n, err := write(b[done:])
+		done += n
+		if err == nil && done < len(b) {
+			err = io.ErrShortWrite
+		}
+		return err
+	})
+	return done, err
 }
 
 // wait sleeps for d, or until there is no point in waiting.

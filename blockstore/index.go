@@ -34,6 +34,7 @@ import (
 // A state that names a place in a segment is written only after the sync of everything before that place.
 type index struct {
 	db *pebble.DB
+	fs *cryptFS
 	*gate
 }
 
@@ -59,8 +60,9 @@ func openIndex(fs vfs.FS, dir string, v Vault, cacheBytes int64, log *slog.Logge
 	x := &index{gate: newGate(log)}
 	cache := pebble.NewCache(cacheBytes)
 	defer cache.Unref() // pebble keeps its own reference
+	x.fs = &cryptFS{FS: fs, vault: v, gate: x.gate, open: make(map[vfs.File]bool)}
 	opts := &pebble.Options{
-		FS:                          &cryptFS{fs, v, x.gate},
+		FS:                          x.fs,
 		Cache:                       cache,
 		Logger:                      x.gate,
 		FormatMajorVersion:          pebble.FormatNewest, // older ones need the system's clock at once
@@ -86,10 +88,10 @@ func openIndex(fs vfs.FS, dir string, v Vault, cacheBytes int64, log *slog.Logge
 	}
 	db, err := pebble.Open(dir, opts)
 	if err != nil {
+		x.fs.closeAll()
 		return nil, fmt.Errorf("opening the index: %w", err)
 	}
-	x.db = db
-	if x.err() != nil {
+	if x.db = db; x.err() != nil {
 		return nil, errors.Join(errors.New("opening the index: it failed at once"), x.close())
 	}
 	x.opened.Store(true)
@@ -120,7 +122,9 @@ func (x *index) close() error {
 	if x.err() == nil {
 		err = x.flush(context.Background())
 	}
-	return errors.Join(err, x.db.Close())
+	err = errors.Join(err, x.db.Close())
+	x.fs.closeAll()
+	return err
 }
 
 // get returns a copy of a value.
