@@ -123,7 +123,7 @@ func (a *app) homeDir() (string, error) {
 
 // lockWait is how long a verb waits for another short one to let go of the
 // store.
-const lockWait = 2 * time.Second
+const lockWait = 5 * time.Second
 
 // connect returns a client of the running node, or of a node that it opens
 // in this process; done closes it. With create, a home that is not there yet

@@ -40,21 +40,14 @@ touches nothing of yours and leaves nothing behind, unless --keep is given.`,
 		Example: "  fpnode demo --keep /tmp/fpnode-demo",
 	}
 	cmd.Flags().StringVar(&keep, "keep", "", "do it in `DIR`, which must not be there yet, and leave it")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		a.begun = true
-		dir := keep
+		dir, err := place(keep)
+		if err != nil {
+			return err
+		}
 		if keep == "" {
-			if dir, err = os.MkdirTemp("", "fpnode-demo-"); err != nil {
-				return err
-			}
 			defer os.RemoveAll(dir)
-		} else {
-			if dir, err = filepath.Abs(keep); err != nil {
-				return err
-			}
-			if err := os.Mkdir(dir, 0o700); err != nil {
-				return &api.Error{Code: api.Conflict, Message: err.Error(), Hint: "--keep wants a directory that is not there yet"}
-			}
 		}
 		d := &demonstration{a: a, dir: dir}
 		if err := d.run(cmd.Context()); err != nil {
@@ -64,6 +57,21 @@ touches nothing of yours and leaves nothing behind, unless --keep is given.`,
 		return nil
 	}
 	return cmd
+}
+
+// place makes the directory of a demonstration: keep, or a temporary one.
+func place(keep string) (string, error) {
+	if keep == "" {
+		return os.MkdirTemp("", "fpnode-demo-")
+	}
+	dir, err := filepath.Abs(keep)
+	if err != nil {
+		return "", err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", &api.Error{Code: api.Conflict, Message: err.Error(), Hint: "--keep wants a directory that is not there yet"}
+	}
+	return dir, nil
 }
 
 // demonstration is one run of demo. Its commands are run by the program's

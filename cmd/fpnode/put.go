@@ -17,7 +17,8 @@ import (
 
 const (
 	// A batch is one atomic step: up to batchDocs documents or batchBytes of
-	// JSON. When the input pauses for batchIdle, what is there is stored.
+	// JSON. When a pipe or terminal pauses for batchIdle, what is there is
+	// stored.
 	batchDocs  = 1000
 	batchBytes = 4 << 20
 	batchIdle  = 10 * time.Millisecond
@@ -40,27 +41,33 @@ durable. If one fails, the batches before it stay, and the exit code is 3.`,
 		Example: `  echo '{"_id":"milk","text":"buy milk"}' | fpnode put notes
   fpnode put notes many.jsonl`,
 		RunE: a.verb(haveStore, func(ctx context.Context, c *api.Client, args []string) error {
-			in, size := interruptible(ctx, a.in), int64(0)
+			in := a.in
 			if len(args) == 2 && args[1] != "-" {
 				f, err := os.Open(args[1])
 				if err != nil {
 					return cannotRead(err)
 				}
 				defer f.Close()
-				if info, err := f.Stat(); err == nil {
-					size = info.Size()
-				}
 				in = f
 			} else if terminal(a.in) >= 0 {
 				a.say("reading documents from the terminal; end with Ctrl-D")
+			}
+			size := int64(0)
+			if f, ok := in.(*os.File); ok {
+				if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+					size = info.Size()
+				}
+			}
+			if size == 0 {
+				in = interruptible(ctx, in)
 			}
 			return a.putAll(ctx, c, args[0], in, size)
 		}),
 	}
 }
 
-// putAll stores the documents of in. size is its length in bytes if it is
-// known, for the meter.
+// putAll stores the documents of in. size is its length in bytes if it is a
+// regular file, which never pauses; else 0.
 func (a *app) putAll(ctx context.Context, c *api.Client, ledger string, in io.Reader, size int64) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -77,7 +84,7 @@ func (a *app) putAll(ctx context.Context, c *api.Client, ledger string, in io.Re
 	var stored int
 	var read int64
 	for more := true; more; {
-		batch, at, err := gather(docs)
+		batch, at, err := gather(docs, size == 0)
 		if err != nil {
 			// What was read before it belongs to its batch, and is not stored.
 			return failedAt(err, stored, len(batch)+1)
@@ -204,9 +211,9 @@ func notJSON(err error) error {
 	return e
 }
 
-// gather takes documents until a batch is full, the input ends or pauses. at
-// is 0 at the end of the input.
-func gather(docs <-chan parsed) (batch []json.RawMessage, at int64, err error) {
+// gather takes documents until a batch is full, the input ends, or if pauses
+// is set, pauses. at is 0 at the end of the input.
+func gather(docs <-chan parsed, pauses bool) (batch []json.RawMessage, at int64, err error) {
 	var bytes int
 	var pause <-chan time.Time
 	for len(batch) < batchDocs && bytes < batchBytes {
@@ -225,7 +232,9 @@ func gather(docs <-chan parsed) (batch []json.RawMessage, at int64, err error) {
 			batch = append(batch, p.doc)
 			bytes += len(p.doc)
 			at = p.at
-			pause = time.After(batchIdle)
+			if pauses {
+				pause = time.After(batchIdle)
+			}
 		case <-pause:
 			return batch, at, nil
 		}
