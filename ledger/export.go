@@ -76,7 +76,8 @@ func (e *ForeignError) Hint() string {
 
 // Export writes the ledger to dir on fsys so that JavaScript Fireproof 0.24 opens it: packs, border and CARs of files
 // in data/, one entry in meta/main.json. The key bag is the caller's to write. Head, history and documents are
-// exactly the ledger's, except that JS reads one header instead of a log of commits.
+// exactly the ledger's, except that JS reads one header instead of a log of commits. Only a head that JS could not
+// read in a lifetime, of many concurrent merges, is joined first, by events that write no document.
 //
 // A directory that an earlier export made is brought up to date: only small packs are rewritten, and nothing at all if
 // it shows the head already. What JavaScript wrote there meanwhile is merged into the ledger first. A directory of
