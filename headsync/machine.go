@@ -52,6 +52,7 @@ type machine struct {
 	cars    []blockstore.CAR
 	carSize int64
 	merging []cid.Cid // metas of the running merge; nil if none runs
+	before  [32]byte  // digest of the tips when it began
 	done    fifoSet[cid.Cid]
 	bad     fifoSet[blockstore.Ref]
 }
@@ -555,8 +556,8 @@ func (m *machine) merged(now time.Time, res Merged, err error, tips [32]byte, n 
 	}
 	if len(res.Accepted) > 0 {
 		m.retryPending(now)
-		if tips == m.tips {
-			m.greet(now) // whoever announced them lacks what is here
+		if tips == m.before {
+			m.greet(now) // they brought nothing: whoever announced them lacks what is here
 		}
 	}
 	m.changed(now, tips, n)
@@ -699,6 +700,7 @@ func (m *machine) startMerge() {
 		return
 	}
 	d := doMerge{cars: m.cars}
+	m.before = m.tips
 	m.merging = make([]cid.Cid, 0, len(m.ready))
 	for _, c := range m.ready {
 		if p := m.pending[c]; p != nil {
