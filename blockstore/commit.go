@@ -272,12 +272,9 @@ func (l *Ledger) planTips(p *plan, tips []Meta, fresh map[string]Ref, dropped ma
 			p.tips = append(p.tips, known)
 			continue
 		}
-		own, err := ParseMeta(bytes.Clone(m.Block))
+		own, err := m.own()
 		if err != nil {
 			return fmt.Errorf("commit: tip: %w", err)
-		}
-		if own.CID != m.CID {
-			return errors.New("commit: a tip's CID is not that of its block")
 		}
 		for i := range own.Group {
 			g := &own.Group[i]
@@ -297,6 +294,7 @@ func (l *Ledger) planTips(p *plan, tips []Meta, fresh map[string]Ref, dropped ma
 				*g = ref
 				continue
 			}
+			*g = Ref{Name: g.Name}
 			if _, known, err := l.lookupName(num, g.Name); err != nil {
 				return err
 			} else if !known && !dropped[d] {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/ipfs/go-cid"
 
@@ -23,17 +24,28 @@ type Meta struct {
 
 // NewMeta makes the meta of a commit: group are its CARs, parents the metas it replaces.
 func NewMeta(group []Ref, parents []cid.Cid) Meta {
-	names := make([]cid.Cid, len(group))
-	for i, r := range group {
-		names[i] = r.Name.Cid
-	}
-	block := car.EncodeMeta(names, parents)
-	m, err := ParseMeta(block)
-	if err != nil {
-		panic("blockstore: internal error: own meta does not parse: " + err.Error())
-	}
-	m.Group = slices.Clone(group)
+	m := Meta{Group: slices.Clone(group), Parents: slices.Clone(parents)}
+	slices.SortFunc(m.Parents, compareCIDs)
+	m.Block = car.EncodeMeta(names(group), m.Parents)
+	m.CID = dagcbor.Sum(m.Block)
 	return m
+}
+
+func names(group []Ref) []cid.Cid {
+	list := make([]cid.Cid, len(group))
+	for i, r := range group {
+		list[i] = r.Name.Cid
+	}
+	return list
+}
+
+func compareCIDs(a, b cid.Cid) int { return strings.Compare(a.KeyString(), b.KeyString()) }
+
+// canonical reports whether the block is what NewMeta makes of group and parents. Then nothing else needs to be
+// compared: ParseMeta would find the same.
+func (m *Meta) canonical() bool {
+	return len(m.Group) > 0 && len(m.Group) <= MaxGroup && slices.IsSortedFunc(m.Parents, compareCIDs) &&
+		len(m.Block) <= MaxMetaBytes && bytes.Equal(car.EncodeMeta(names(m.Group), m.Parents), m.Block)
 }
 
 // ParseMeta reads a meta block. The refs of its group have only names.
@@ -58,14 +70,29 @@ func ParseMeta(block []byte) (Meta, error) {
 	return m, nil
 }
 
+// own checks a meta that a caller made and returns a copy that nobody else changes.
+func (m *Meta) own() (Meta, error) {
+	c := Meta{CID: dagcbor.Sum(m.Block), Block: bytes.Clone(m.Block), Parents: slices.Clone(m.Parents), Group: slices.Clone(m.Group)}
+	if !m.canonical() {
+		var err error
+		if c, err = ParseMeta(c.Block); err != nil {
+			return Meta{}, err
+		}
+	}
+	if c.CID != m.CID {
+		return Meta{}, errors.New("the CID is not that of the block")
+	}
+	return c, nil
+}
+
 // appendMeta writes a meta for the store's own use: as the digests of its names and parents if the block is what
 // NewMeta makes of them, which is a third of the size, else as the block.
 func appendMeta(b []byte, m Meta) []byte {
-	names, ok := digests(m.Group, func(r Ref) cid.Cid { return r.Name.Cid }, car.CodecName)
-	parents, ok2 := digests(m.Parents, func(c cid.Cid) cid.Cid { return c }, cid.DagCBOR)
-	if ok && ok2 && bytes.Equal(encodeMeta(names, parents), m.Block) {
+	group, ok := digests(names(m.Group), car.CodecName)
+	parents, ok2 := digests(m.Parents, cid.DagCBOR)
+	if ok && ok2 && m.canonical() {
 		b = dagcbor.AppendArray(b, 2)
-		b = dagcbor.AppendBytes(b, names)
+		b = dagcbor.AppendBytes(b, group)
 		return dagcbor.AppendBytes(b, parents)
 	}
 	return dagcbor.AppendBytes(b, m.Block)
@@ -92,10 +119,9 @@ func readMeta(r *dagcbor.Reader) (Meta, error) {
 }
 
 // digests joins the digests of CIDs if all are of the one codec.
-func digests[T any](list []T, of func(T) cid.Cid, codec uint64) ([]byte, bool) {
+func digests(list []cid.Cid, codec uint64) ([]byte, bool) {
 	b := make([]byte, 0, digestBytes*len(list))
-	for _, v := range list {
-		c := of(v)
+	for _, c := range list {
 		d, ok := digest(c)
 		if !ok || c.Type() != codec {
 			return nil, false
@@ -120,7 +146,7 @@ func cidsFromDigests(codec uint64, b []byte) []cid.Cid {
 
 // sortMetas sorts by CID bytes.
 func sortMetas(metas []Meta) {
-	slices.SortFunc(metas, func(a, b Meta) int { return bytes.Compare([]byte(a.CID.KeyString()), []byte(b.CID.KeyString())) })
+	slices.SortFunc(metas, func(a, b Meta) int { return compareCIDs(a.CID, b.CID) })
 }
 
 // parseTip reads what appendMeta wrote.
