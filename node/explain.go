@@ -68,6 +68,12 @@ func classify(err error, hint string) (api.Code, string) {
 	if e, ok := errors.AsType[*ledger.ImportError](err); ok {
 		return importCode(e.Reason), hint
 	}
+	if e, ok := errors.AsType[*blockstore.AcceptError](err); ok {
+		if e.Check == "key" {
+			return api.WrongKey, or("fpnode key import adds a key")
+		}
+		return api.Corrupt, or("bring it back from a backup or another copy of the ledger")
+	}
 	if e, ok := errors.AsType[*blockstore.CorruptError](err); ok {
 		return api.Corrupt, or(e.Advice)
 	}
@@ -104,6 +110,9 @@ func classify(err error, hint string) (api.Code, string) {
 		{syscall.ENOSPC, api.DiskFull, "nothing was written, and reading still works; make room and try again"},
 		{blockstore.ErrPoisoned, api.Failed, "the disk failed to store something; look at it, then start fpnode again"},
 		{keyring.ErrPoisoned, api.Failed, "the disk failed to store something; look at it, then start fpnode again"},
+		{blockstore.ErrLimit, api.TooLarge, ""},
+		{blockstore.ErrClosed, api.Failed, "the node is stopping"},
+		{errClosed, api.Failed, "start it again with: fpnode up"},
 		{keyring.ErrBusy, api.Locked, "try again"},
 		{keyring.ErrExists, api.Conflict, "fpnode ledger ls and fpnode key ls show what is there"},
 		{keyring.ErrName, api.Misuse, "take another name"},

@@ -76,6 +76,12 @@ can read and write the ledger for ever.`,
 			if err := c.ExportBag(ctx, args[0], dir); err != nil {
 				return err
 			}
+			if a.json {
+				return a.object(struct {
+					Ledger string `json:"ledger"`
+					KeyBag string `json:"keybag"`
+				}{args[0], dir})
+			}
 			a.print("%s", dir)
 			a.say("%s holds the keys: keep it private", dir)
 			return nil

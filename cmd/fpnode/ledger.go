@@ -165,6 +165,11 @@ func (a *app) ledgerRm() *cobra.Command {
 		if err := c.Remove(ctx, args[0]); err != nil {
 			return err
 		}
+		if a.json {
+			return a.object(struct {
+				Deleted string `json:"deleted"`
+			}{args[0]})
+		}
 		a.say("deleted %q", args[0])
 		return nil
 	})
