@@ -144,7 +144,7 @@ func TestStrangerGetsNothing(t *testing.T) {
 	}, a, b, s)
 
 	// It takes part in the members' topic and asks for a block by its name.
-	topic := headsync.TopicOf(t, a.entry.Keys, a.entry.ID)
+	topic := headsync.TopicOf(a.entry.Keys, a.entry.ID)
 	heard := make(chan []byte, 100)
 	leave, err := s.host.Join(topic, func(_, _ peer.ID, data []byte) (bool, error) {
 		heard <- data

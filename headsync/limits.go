@@ -72,7 +72,7 @@ const (
 	maxBad  = 1024
 
 	// maxFetches bounds the fetches of a ledger that run at the same time, maxInline
-	// the announcements whose CARs are being checked.
+	// the announcements whose CARs are being checked; the CARs of more are fetched.
 	maxFetches = 4
 	maxInline  = 16
 

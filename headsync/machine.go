@@ -46,6 +46,7 @@ type machine struct {
 	retries retryHeap
 	fetches map[peer.ID]int // running, by the peer they are for
 	running int             // their sum
+	checks  int             // running for CARs that came inline
 
 	pending map[cid.Cid]*pending
 	ready   []cid.Cid // pending metas for the next merge
@@ -356,6 +357,9 @@ func (m *machine) add(now time.Time, n news) outcome {
 		b.metas = append(b.metas, meta.CID)
 	}
 	inline := make(map[blockstore.Ref][]byte)
+	if m.checks >= maxInline {
+		n.inline = nil // a flood: fetch them instead
+	}
 	for _, ref := range n.missing {
 		if m.bad.has(ref) {
 			continue
@@ -394,6 +398,7 @@ func (m *machine) add(now time.Time, n news) outcome {
 				refs = append(refs, ref)
 			}
 		}
+		m.checks++
 		m.do(doFetch{refs: refs, inline: inline})
 	}
 	if len(b.metas) == 0 && b.open == 0 {
@@ -432,7 +437,9 @@ func (m *machine) queue(c cid.Cid, p *pending) {
 // fetched: the outcome of doFetch. cars are the verified ones that are not durable yet;
 // stored were made durable on the way; false did not verify; the rest did not arrive.
 func (m *machine) fetched(now time.Time, d doFetch, cars []blockstore.CAR, stored, false_ []blockstore.Ref) {
-	if d.inline == nil {
+	if d.inline != nil {
+		m.checks--
+	} else {
 		m.running--
 		if m.fetches[d.source]--; m.fetches[d.source] == 0 {
 			delete(m.fetches, d.source)

@@ -75,10 +75,7 @@ func openExchange(
 ) (offer, error) {
 	salt := make([]byte, saltBytes, saltBytes+proofBytes)
 	rand.Read(salt)
-	w, err := newConversation(s, c, salt, "open", "serve", self, server)
-	if err != nil {
-		return offer{}, err
-	}
+	w := newConversation(s, c, salt, "open", "serve", self, server)
 	w.out.Write(append(salt, c.proof(salt, self, server)...))
 	tips := inv.Tips()
 	mine := tipsDigest(tips)
@@ -136,10 +133,7 @@ func serveExchange(
 	if c == nil {
 		return offer{}, errStranger
 	}
-	w, err := newConversation(s, c, salt, "serve", "open", opener, self)
-	if err != nil {
-		return offer{}, err
-	}
+	w := newConversation(s, c, salt, "serve", "open", opener, self)
 	if _, err := w.receive(kindHello); err != nil {
 		return offer{}, err
 	}
@@ -239,18 +233,13 @@ type conversation struct {
 	err      error
 }
 
-func newConversation(s io.ReadWriter, c *capability, salt []byte, out, in string, opener, server peer.ID) (*conversation, error) {
-	outKey, err := c.frameKey(salt, out, opener, server)
-	if err != nil {
-		return nil, err
-	}
-	inKey, err := c.frameKey(salt, in, opener, server)
-	if err != nil {
-		return nil, err
-	}
+func newConversation(s io.ReadWriter, c *capability, salt []byte, out, in string, opener, server peer.ID) *conversation {
 	return &conversation{
-		in: bufio.NewReaderSize(s, 16<<10), out: bufio.NewWriterSize(s, 16<<10), inKey: inKey, outKey: outKey,
-	}, nil
+		in:     bufio.NewReaderSize(s, 16<<10),
+		out:    bufio.NewWriterSize(s, 16<<10),
+		inKey:  c.frameKey(salt, in, opener, server),
+		outKey: c.frameKey(salt, out, opener, server),
+	}
 }
 
 func frameNonce(n uint64) []byte { return binary.BigEndian.AppendUint64(make([]byte, 4, 12), n) }

@@ -332,10 +332,7 @@ func liar(t *testing.T, frames func(w *conversation)) end {
 		})
 	}()
 	salt := random(saltBytes)
-	w, err := newConversation(left, &c, salt, "open", "serve", alice, bob)
-	if err != nil {
-		t.Fatal(err)
-	}
+	w := newConversation(left, &c, salt, "open", "serve", alice, bob)
 	go io.Copy(io.Discard, left)
 	w.out.Write(append(salt, c.proof(salt, alice, bob)...))
 	w.send(kindHello, make([]byte, 32))
@@ -392,10 +389,7 @@ func TestLiesInAnExchange(t *testing.T) {
 
 func TestFramesAreBounded(t *testing.T) {
 	c := testCapability(t, "key", 1)
-	w, err := newConversation(new(bytes.Buffer), &c, random(saltBytes), "open", "serve", alice, bob)
-	if err != nil {
-		t.Fatal(err)
-	}
+	w := newConversation(new(bytes.Buffer), &c, random(saltBytes), "open", "serve", alice, bob)
 	w.send(kindRefs, make([]byte, maxFrameBytes))
 	if w.flush() == nil {
 		t.Error("sent")
@@ -403,15 +397,9 @@ func TestFramesAreBounded(t *testing.T) {
 }
 
 func FuzzMetas(f *testing.F) {
-	c, err := newCapability(plainSecrets("key"), [32]byte{})
-	if err != nil {
-		f.Fatal(err)
-	}
+	c := newCapability(plainSecrets("key"), [32]byte{})
 	var out bytes.Buffer
-	w, err := newConversation(&out, &c, make([]byte, saltBytes), "open", "open", alice, bob)
-	if err != nil {
-		f.Fatal(err)
-	}
+	w := newConversation(&out, &c, make([]byte, saltBytes), "open", "open", alice, bob)
 	w.sendMetas([]blockstore.Meta{testMeta(1), blockstore.NewMeta([]blockstore.Ref{testRef(2), testRef(3)}, []cid.Cid{testMeta(1).CID})})
 	if err := w.flush(); err != nil {
 		f.Fatal(err)

@@ -1,6 +1,7 @@
 package headsync
 
 import (
+	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
 	"crypto/hmac"
@@ -12,7 +13,6 @@ import (
 	"fmt"
 
 	"github.com/libp2p/go-libp2p/core/peer"
-	"golang.org/x/crypto/chacha20poly1305"
 )
 
 // Secrets derives what a ledger's members have in common from the ledger's key;
@@ -25,8 +25,8 @@ type Secrets interface {
 // capability is what a node needs to take part in the sync of one ledger.
 type capability struct {
 	topic string
-	head  cipher.AEAD // of announcements
-	auth  [32]byte    // of exchanges
+	head  [32]byte // key of announcements
+	auth  [32]byte // key of exchanges
 }
 
 // topicPrefix begins every topic: protocol and version.
@@ -34,35 +34,49 @@ const topicPrefix = "fp/1/"
 
 var lowerBase32 = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
 
-func newCapability(s Secrets, ledger [32]byte) (capability, error) {
-	var c capability
+func newCapability(s Secrets, ledger [32]byte) capability {
 	key := s.Derive(ledger, "topic")
 	mac := hmac.New(sha256.New, key[:])
 	mac.Write([]byte("t"))
-	c.topic = topicPrefix + lowerBase32.EncodeToString(mac.Sum(nil)[:20])
-	key = s.Derive(ledger, "head")
-	var err error
-	if c.head, err = chacha20poly1305.NewX(key[:]); err != nil {
-		return capability{}, err
+	return capability{
+		topic: topicPrefix + lowerBase32.EncodeToString(mac.Sum(nil)[:20]),
+		head:  s.Derive(ledger, "head"),
+		auth:  s.Derive(ledger, "auth"),
 	}
-	c.auth = s.Derive(ledger, "auth")
-	return c, nil
+}
+
+// aead returns AES-256-GCM under HKDF-SHA256(secret, salt, info).
+func aead(secret, salt []byte, info string) cipher.AEAD {
+	key, err := hkdf.Key(sha256.New, secret, salt, info, 32)
+	if err == nil {
+		var block cipher.Block
+		if block, err = aes.NewCipher(key); err == nil {
+			var a cipher.AEAD
+			if a, err = cipher.NewGCM(block); err == nil {
+				return a
+			}
+		}
+	}
+	panic("headsync: internal error: " + err.Error()) // lengths are constants
 }
 
 // A sealed announcement:
 //
-//	+-------------+-------------+----------------------------------------+
-//	| version (1) | nonce (24B) | XChaCha20-Poly1305(padded body) ‖ tag  |
-//	+-------------+-------------+----------------------------------------+
+//	+-------------+------------+-----------------------------------+
+//	| version (1) | salt (24B) | AES-256-GCM(padded body) ‖ tag 16B |
+//	+-------------+------------+-----------------------------------+
 //
-// The nonce is random. The additional data is the version followed by the topic, so
+// The salt is random, and the key is used once: HKDF-SHA256(K_head, salt, "announcement"),
+// with a nonce of zeros. The additional data is the version followed by the topic, so
 // that an announcement for one ledger does not open for another. The padded body is a
 // uint32 length (big endian), the body, and zeros up to the next size class, so that
 // lengths tell little: classes are 256 bytes times 1, 1.5, 2, 3, 4, 6, 8 …
 const (
-	announceVersion  = 1
-	announceOverhead = 1 + chacha20poly1305.NonceSizeX + chacha20poly1305.Overhead
-	smallestClass    = 256
+	announceVersion   = 1
+	announceSaltBytes = 24
+	tagBytes          = 16
+	announceOverhead  = 1 + announceSaltBytes + tagBytes
+	smallestClass     = 256
 )
 
 var (
@@ -84,13 +98,13 @@ func (c *capability) sealAnnouncement(body []byte) ([]byte, error) {
 	if len(body)+4 > padded {
 		return nil, fmt.Errorf("sealing an announcement: %w", ErrTooLong)
 	}
-	out := make([]byte, 1+chacha20poly1305.NonceSizeX, announceOverhead+padded)
+	out := make([]byte, 1+announceSaltBytes, announceOverhead+padded)
 	out[0] = announceVersion
 	rand.Read(out[1:])
 	plain := make([]byte, padded)
 	binary.BigEndian.PutUint32(plain, uint32(len(body)))
 	copy(plain[4:], body)
-	return c.head.Seal(out, out[1:], plain, c.aad()), nil
+	return c.announcementKey(out[1:]).Seal(out, make([]byte, 12), plain, c.aad()), nil
 }
 
 // maxPaddedBytes is the largest size class, what fits an announcement.
@@ -107,8 +121,8 @@ func (c *capability) openAnnouncement(sealed []byte) ([]byte, error) {
 	if len(sealed) < announceOverhead+4 {
 		return nil, ErrSeal
 	}
-	nonce, ct := sealed[1:1+chacha20poly1305.NonceSizeX], sealed[1+chacha20poly1305.NonceSizeX:]
-	plain, err := c.head.Open(nil, nonce, ct, c.aad())
+	salt, ct := sealed[1:1+announceSaltBytes], sealed[1+announceSaltBytes:]
+	plain, err := c.announcementKey(salt).Open(nil, make([]byte, 12), ct, c.aad())
 	if err != nil {
 		return nil, ErrSeal
 	}
@@ -122,6 +136,10 @@ func (c *capability) openAnnouncement(sealed []byte) ([]byte, error) {
 		}
 	}
 	return plain[4 : 4+n], nil
+}
+
+func (c *capability) announcementKey(salt []byte) cipher.AEAD {
+	return aead(c.head[:], salt, "announcement")
 }
 
 func (c *capability) aad() []byte { return append([]byte{announceVersion}, c.topic...) }
@@ -148,9 +166,9 @@ func padTo(n int) int {
 //
 // From then on both sides send frames:
 //
-//	+-----------------+--------------------------------------+
-//	| uint32 length n | ChaCha20-Poly1305(kind ‖ body) ‖ tag |   n bytes
-//	+-----------------+--------------------------------------+
+//	+-----------------+-------------------------------------+
+//	| uint32 length n | AES-256-GCM(kind ‖ body) ‖ tag 16B  |   n bytes
+//	+-----------------+-------------------------------------+
 //
 // under one key for each direction, HKDF-SHA256(K_auth, salt, direction ‖ opener ‖
 // server), with the number of the frame as nonce. The server proves its key by its
@@ -158,7 +176,7 @@ func padTo(n int) int {
 const (
 	saltBytes     = 32
 	proofBytes    = sha256.Size
-	frameOverhead = chacha20poly1305.Overhead + 1
+	frameOverhead = tagBytes + 1
 )
 
 func (c *capability) proof(salt []byte, opener, server peer.ID) []byte {
@@ -170,13 +188,9 @@ func (c *capability) proof(salt []byte, opener, server peer.ID) []byte {
 	return mac.Sum(nil)
 }
 
-func (c *capability) frameKey(salt []byte, direction string, opener, server peer.ID) (cipher.AEAD, error) {
+func (c *capability) frameKey(salt []byte, direction string, opener, server peer.ID) cipher.AEAD {
 	info := lengthPrefixed([]byte("fpnode/refs/0 "+direction+" "), string(opener))
-	key, err := hkdf.Key(sha256.New, c.auth[:], salt, string(lengthPrefixed(info, string(server))), 32)
-	if err != nil {
-		return nil, err
-	}
-	return chacha20poly1305.New(key)
+	return aead(c.auth[:], salt, string(lengthPrefixed(info, string(server))))
 }
 
 func lengthPrefixed(dst []byte, s string) []byte {

@@ -145,10 +145,7 @@ var ErrLedger = errors.New("headsync: ledger")
 
 // Add takes up a ledger, before Run or while it runs.
 func (s *Sync) Add(l Ledger) error {
-	c, err := newCapability(l.Secrets, l.ID)
-	if err != nil {
-		return fmt.Errorf("headsync: %w", err)
-	}
+	c := newCapability(l.Secrets, l.ID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.rooms[l.ID] != nil {

@@ -14,7 +14,7 @@ const (
 
 	// maxSubscriptionsPerMessage bounds the subscriptions that one message of a
 	// peer may carry; the message is dropped above it.
-	maxSubscriptionsPerMessage = 1024
+	maxSubscriptionsPerMessage = 2048
 
 	// maxTopics bounds the topics this host joins, maxForeignTopics those of each peer
 	// that are kept in mind although this host has not joined them, and maxTopicBytes
