@@ -10,6 +10,7 @@ import (
 	"hash/crc32"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/ipfs/go-cid"
@@ -61,7 +62,9 @@ func (l *Ledger) Commit(ctx context.Context, old []cid.Cid, b Batch) error {
 	// the old one before them.
 	st, sealing := l.state, l.sealing
 	newSegment := st.header.number == 0 || l.roll || st.end > segmentHeaderBytes && st.end+p.size > l.s.cfg.SegmentBytes
-	head := l.spare[:0]
+	buf := runBuffers.Get().(*[]byte)
+	defer runBuffers.Put(buf)
+	head := (*buf)[:0]
 	if newSegment {
 		st.header = l.nextSegment()
 		st.end = 0
@@ -80,8 +83,8 @@ func (l *Ledger) Commit(ctx context.Context, old []cid.Cid, b Batch) error {
 	head = sealing.aead.Seal(head, r.header.nonce[:], p.meta, sealing.ad(head[start:]))
 	r.chain = chainValue(head[len(head)-tagBytes:])
 	pieces := gather(head, start, p)
-	if cap(pieces[0]) <= maxSpareBytes {
-		l.spare = pieces[0]
+	if cap(pieces[0]) <= 2*oneWriteBytes {
+		*buf = pieces[0]
 	}
 
 	num, err := l.ensureNumber()
@@ -160,6 +163,9 @@ func (l *Ledger) Commit(ctx context.Context, old []cid.Cid, b Batch) error {
 	}
 	return nil
 }
+
+// runBuffers are for the runs that are written with one call.
+var runBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
 // plan is a batch compared with what is there.
 type plan struct {

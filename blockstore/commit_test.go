@@ -357,3 +357,44 @@ func TestTidyDirectory(t *testing.T) {
 		}
 	}
 }
+
+func TestClosed(t *testing.T) {
+	s, err := blockstore.Open(config(vfs.NewMem()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := openLedger(t, s, 1)
+	c := fill(t, l, 1, 1)[0]
+	d := l.Derived()
+	for range 2 {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err1 := l.Block(ctx, c.CIDs()[0])
+	_, err2 := l.Has(c.CIDs()[0])
+	_, err3 := l.Sealed(ctx, c.Ref)
+	_, err4 := s.WireBlock(c.Ref.Wire.Hash())
+	_, err5 := s.WireSize(c.Ref.Wire.Hash())
+	_, err6 := s.Ledger(ledgerID(2), keys)
+	_, _, err7 := d.Get([]byte("k"))
+	_, err8 := l.Note("k")
+	_, _, err9 := l.RefByWire(c.Ref.Wire)
+	err10 := commitCAR(l, c)
+	err11 := s.Drop(ledgerID(1))
+	for i, err := range []error{err1, err2, err3, err4, err5, err6, err7, err8, err9, err10, err11} {
+		if !errors.Is(err, blockstore.ErrClosed) {
+			t.Errorf("call %d after Close: %v, want ErrClosed", i+1, err)
+		}
+	}
+	for _, err := range l.Refs() {
+		if !errors.Is(err, blockstore.ErrClosed) {
+			t.Errorf("Refs after Close: %v, want ErrClosed", err)
+		}
+	}
+	for _, err := range l.Blocks(ctx) {
+		if !errors.Is(err, blockstore.ErrClosed) {
+			t.Errorf("Blocks after Close: %v, want ErrClosed", err)
+		}
+	}
+}

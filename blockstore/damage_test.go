@@ -312,3 +312,89 @@ func (d *damagedLog) flipWithIndex(t *testing.T, n, i int, b []byte) error {
 	}
 	return nil
 }
+
+// TestDamagedIndex flips bits and cuts pieces of the index. It is derived: whatever happens to it, at the latest after
+// closing and opening the home again everything is there, and nothing wrong is ever read.
+func TestDamagedIndex(t *testing.T) {
+	mem := vfs.NewMem()
+	s, err := blockstore.Open(config(mem))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cars := fill(t, openLedger(t, s, 1), 1, 300)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	names, err := mem.List(home + "/index")
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(names)
+	rounds := 12
+	if testing.Short() {
+		rounds = 3
+	}
+	rng := rand.New(rand.NewPCG(3, 3))
+	noticed := 0
+	for _, name := range names {
+		path := home + "/index/" + name
+		whole, err := mem.UnsafeGetFileDataBuffer(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for round := range rounds {
+			fs := copyHome(t, mem)
+			b := bytes.Clone(whole)
+			what := "removed"
+			switch {
+			case round == 0 || len(b) == 0:
+				if err := fs.Remove(path); err != nil {
+					t.Fatal(err)
+				}
+			case round == 1:
+				b = b[:rng.IntN(len(b))]
+				what = fmt.Sprintf("cut to %d of %d bytes", len(b), len(whole))
+				writeFile(t, fs, path, b)
+			default:
+				i := rng.IntN(len(b))
+				b[i] ^= 1 << rng.IntN(8)
+				what = fmt.Sprintf("flipped at %d of %d bytes", i, len(b))
+				writeFile(t, fs, path, b)
+			}
+			for try := 1; ; try++ {
+				err := readAll(t, fs, cars)
+				if err == nil {
+					break
+				}
+				noticed++
+				if try == 2 {
+					t.Errorf("%s %s: opened twice, still %v", name, what, err)
+					break
+				}
+			}
+		}
+	}
+	t.Logf("%d files, %d damages were noticed while reading", len(names), noticed)
+}
+
+func readAll(t *testing.T, fs vfs.FS, cars []blockstore.CAR) (err error) {
+	s, err := blockstore.Open(config(fs))
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	l, err := s.Ledger(ledgerID(1), keys)
+	if err != nil {
+		return err
+	}
+	for i := range cars {
+		if err := verify(s, l, &cars[i]); err != nil {
+			return err
+		}
+	}
+	c, err := packData(l, block(rand.New(rand.NewPCG(8, 8)), 30))
+	if err != nil {
+		return err
+	}
+	return commitCAR(l, c)
+}

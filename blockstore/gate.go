@@ -23,7 +23,7 @@ type gate struct {
 	log *slog.Logger
 
 	opened  atomic.Bool   // pebble.Open has returned; before that nothing waits
-	failed  atomic.Int64  // background errors
+	failed  atomic.Int64  // background errors in a row
 	corrupt atomic.Bool   // what is on the disk is damaged
 	broken  chan struct{} // closed when the gate shuts
 	once    sync.Once
@@ -125,6 +125,13 @@ func (g *gate) backgroundError(err error) {
 		return
 	}
 	g.log.Warn("index write failed and will be tried again", "err", err)
+}
+
+// backgroundDone hears of all flushes and compactions.
+func (g *gate) backgroundDone(err error) {
+	if err == nil {
+		g.failed.Store(0)
+	}
 }
 
 // gate is pebble's logger: silent but for what pebble cannot go on from.

@@ -76,6 +76,8 @@ func openIndex(fs vfs.FS, dir string, v Vault, cacheBytes int64, log *slog.Logge
 		CompactionConcurrencyRange:  func() (int, int) { return 1, 1 },
 		EventListener: &pebble.EventListener{
 			BackgroundError: x.backgroundError,
+			FlushEnd:        func(i pebble.FlushInfo) { x.backgroundDone(i.Err) },
+			CompactionEnd:   func(i pebble.CompactionInfo) { x.backgroundDone(i.Err) },
 			DataCorruption:  func(i pebble.DataCorruptionInfo) { x.shut(i.Details) },
 		},
 	}

@@ -31,7 +31,6 @@ type Ledger struct {
 	state    logState
 	sealing  segmentSealer // of state.header
 	roll     bool          // the last segment ends in bytes that are no run: go on in another
-	spare    []byte        // buffer for the next run
 
 	mu       sync.RWMutex
 	tips     []Meta // sorted by CID bytes
@@ -88,6 +87,9 @@ func (l *Ledger) Stats() Stats {
 
 // num is the ledger's number in the index, 0 if nothing was ever committed.
 func (l *Ledger) num() (uint32, error) {
+	if l.s.closed.Load() {
+		return 0, ErrClosed
+	}
 	if l.dropped.Load() {
 		return 0, fmt.Errorf("ledger was removed: %w", ErrNotFound)
 	}

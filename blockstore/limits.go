@@ -49,8 +49,6 @@ const (
 	// oneWriteBytes is the largest run that is copied together and written with one call; a larger one is written
 	// piece by piece from where it lies, so that it is not in memory twice.
 	oneWriteBytes = 1 << 20
-	// maxSpareBytes is the largest run buffer that a ledger keeps for the next commit.
-	maxSpareBytes = 4 << 20
 
 	// replayBatchBytes is how much a replay hands to the index at once.
 	replayBatchBytes = 1 << 20

@@ -294,6 +294,10 @@ func (s *Store) wire(mh multihash.Multihash) iter.Seq2[wireAt, error] {
 		if len(mh) != 2+digestBytes || mh[0] != multihash.SHA2_256 || mh[1] != digestBytes {
 			return
 		}
+		if s.closed.Load() {
+			yield(wireAt{}, ErrClosed)
+			return
+		}
 		prefix := wireKey(string(mh[2:]), 0)[:1+keyDigestBytes]
 		it, err := s.index.db.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: after(prefix)})
 		if err != nil {

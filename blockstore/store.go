@@ -68,11 +68,12 @@ type Store struct {
 	table   carTable
 	syncs   atomic.Int64
 
+	closed atomic.Bool
+
 	// poison is set by the first failed sync.
 	poison atomic.Pointer[error]
 
 	mu       sync.Mutex
-	closed   bool
 	ledgers  map[[32]byte]*Ledger
 	byNumber map[uint32]*Ledger
 	highest  uint32 // ledger number given so far
@@ -152,8 +153,8 @@ func (s *Store) open() error {
 			continue
 		}
 		if strings.HasSuffix(name, dropSuffix) {
-			if err := s.finishDrop(id); err != nil {
-				return fmt.Errorf("removing ledger %s: %w", ledgerText(id), err)
+			if err := s.finishDrop(id); err != nil { // the next Open will
+				s.log.Warn("ledger is not removed yet", "ledger", ledgerText(id), "err", err)
 			}
 		}
 	}
@@ -226,16 +227,12 @@ func (s *Store) readNumbers() error {
 	return nil
 }
 
-// Close writes out what the index has in memory and unlocks the home. No other method may be running or be called
-// afterwards. An error is worth a log line, no more: what was committed is durable.
+// Close writes out what the index has in memory and unlocks the home. No other method may be running; those called
+// afterwards return ErrClosed. An error is worth a log line, no more: what was committed is durable.
 func (s *Store) Close() error {
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
+	if s.closed.Swap(true) {
 		return nil
 	}
-	s.closed = true
-	s.mu.Unlock()
 	return s.release()
 }
 
@@ -258,11 +255,10 @@ func (s *Store) release() error {
 // Ledger returns a ledger of the home, empty if it is new: its directory is made by the first commit. The same id gives
 // the same Ledger, which keeps the sealer of the first call. The error is a *CorruptError if its log is damaged.
 func (s *Store) Ledger(id [32]byte, sealer Sealer) (*Ledger, error) {
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
+	if s.closed.Load() {
 		return nil, ErrClosed
 	}
+	s.mu.Lock()
 	l := s.ledgers[id]
 	if l == nil {
 		l = s.newLedger(id)
@@ -301,6 +297,9 @@ func (s *Store) Ledgers() [][32]byte {
 // Drop removes a ledger and all it has stored. Its handle is dead afterwards: every method fails or finds nothing.
 // A crash in between leaves it as it was, or removed by the next Open.
 func (s *Store) Drop(id [32]byte) error {
+	if s.closed.Load() {
+		return ErrClosed
+	}
 	s.mu.Lock()
 	l := s.ledgers[id]
 	delete(s.ledgers, id)
