@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -258,4 +260,41 @@ func BenchmarkPutAt(b *testing.B) {
 			b.ReportMetric(float64(took[len(took)*99/100].Nanoseconds()), "p99-ns")
 		})
 	}
+}
+
+// BenchmarkMillion bulks a million documents, 1,000 in an event, and reports the peak resident memory of the process.
+// Run it alone.
+func BenchmarkMillion(b *testing.B) {
+	if testing.Short() {
+		b.Skip("long")
+	}
+	const docs = 1_000_000
+	for range b.N {
+		h := benchHome(b)
+		fill(b, h, 0, docs, 1000)
+		if n := must(h.Info(b.Context())).Docs; n != docs {
+			b.Fatalf("%d documents", n)
+		}
+		h.close()
+	}
+	b.ReportMetric(docs*float64(b.N)/b.Elapsed().Seconds(), "docs/s")
+	b.ReportMetric(float64(peakMemory(b))/(1<<20), "peak-MiB")
+}
+
+// peakMemory is the largest resident set the process has had, 0 where the system does not say.
+func peakMemory(b *testing.B) int64 {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(status)) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "VmHWM:" {
+			kib, err := strconv.ParseInt(f[1], 10, 64)
+			if err != nil {
+				b.Fatal(err)
+			}
+			return kib << 10
+		}
+	}
+	return 0
 }

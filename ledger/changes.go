@@ -124,7 +124,7 @@ func (l *Ledger) changedSince(ctx context.Context, since []cid.Cid, limit int) (
 	var rows []changedRow
 	seen := map[string]struct{}{pail.GenesisKey: {}}
 	for _, e := range order {
-		data, err := readEvent(ctx, l.store, e)
+		data, err := readEvent(ctx, l.base, e)
 		if err != nil {
 			return nil, err
 		}

@@ -64,6 +64,7 @@ type Config struct {
 type Ledger struct {
 	cfg   Config
 	store *blockstore.Ledger
+	base  *recent // reads blocks of store
 	log   *slog.Logger
 	view  view
 	docs  *docCache
@@ -112,7 +113,9 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if cfg.DocCacheBytes == 0 {
 		cfg.DocCacheBytes = defaultDocCacheBytes
 	}
+	base := newRecent(cfg.Store)
 	l := &Ledger{
+		base:       base,
 		cfg:        cfg,
 		store:      cfg.Store,
 		log:        cfg.Logger.With("ledger", cfg.Name),
@@ -121,7 +124,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 		queue:      make(chan *job, writeQueue),
 		done:       make(chan struct{}),
 		shards:     pail.NewCache(shardCache),
-		blocks:     newOverlay(cfg.Store),
+		blocks:     newOverlay(base),
 		tipHeads:   map[cid.Cid][]cid.Cid{},
 		indexTurns: newIndexTurns(),
 		watchers:   map[*watcher]struct{}{},

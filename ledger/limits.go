@@ -43,6 +43,10 @@ const (
 
 	// defaultDocCacheBytes is the memory for hot documents when the Config names none.
 	defaultDocCacheBytes = 32 << 20
+	// recentEvents is how many events of the last commits stay in memory, those of at most recentEventBytes.
+	recentEvents     = 8192
+	recentEventBytes = 1024
+
 	// shardCache is how many decoded Pail shards stay in memory.
 	shardCache = 16_384
 

@@ -76,7 +76,7 @@ func (l *Ledger) recordedState() (s *state, tips []cid.Cid, err error) {
 // catchUp brings the view from an older state to that of the tips, as a merge does once it is durable.
 func (l *Ledger) catchUp(ctx context.Context, old *state, tips []blockstore.Meta, joined []cid.Cid) error {
 	l.state.Store(old)
-	l.blocks, l.merged = newOverlay(l.store), false
+	l.blocks, l.merged = newOverlay(l.base), false
 	heads := slices.Clone(joined)
 	var tipHeads [][]cid.Cid
 	for _, t := range tips {
@@ -156,7 +156,7 @@ func (l *Ledger) readyTrie(ctx context.Context, s *state) error {
 	if res.Tree.Root() != s.root {
 		return fmt.Errorf("merged root is %s, the view has %s", res.Tree.Root(), s.root)
 	}
-	l.blocks = newOverlay(l.store)
+	l.blocks = newOverlay(l.base)
 	l.blocks.add(res.Additions)
 	l.merged = true
 	return nil

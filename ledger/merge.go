@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -654,7 +655,7 @@ func (m *merging) keepTipHeads() {
 // trie, whichever event gave it to them. A merge can also bring an older value back.
 func (m *merging) show(ctx context.Context) error {
 	before := m.l.trieOf(m.old)
-	m.l.blocks = newOverlay(m.l.store)
+	m.l.blocks = newOverlay(m.l.base)
 	m.l.blocks.extra, m.l.merged = m.made, len(m.next.head) > 1
 	u := m.l.newUpdate(ctx, m.next)
 	defer u.close()
@@ -663,6 +664,9 @@ func (m *merging) show(ctx context.Context) error {
 		e, data, err := m.replica.Event(ctx, c)
 		if err != nil {
 			return err
+		}
+		if block, ok := m.staged.extra[c]; ok {
+			m.l.base.keep(c, bytes.Clone(block)) // its CAR need not stay in memory
 		}
 		seq, err := u.event(c, e.Parents, data)
 		if err != nil {

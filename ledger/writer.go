@@ -385,7 +385,7 @@ func (l *Ledger) commit(ctx context.Context, old *state, g *group) error {
 
 	next := *old
 	next.head, next.root, next.tips, next.joined = g.head, g.trie.Root(), meta, nil
-	l.blocks, l.merged = newOverlay(l.store), false
+	l.blocks, l.merged = newOverlay(l.base), false
 	clear(l.tipHeads)
 	l.tipHeads[meta[0].CID] = g.head
 	if err := l.show(ctx, next, g); err != nil {
@@ -408,6 +408,7 @@ func (l *Ledger) show(ctx context.Context, next state, g *group) error {
 		if err != nil {
 			return err
 		}
+		l.base.keep(e.CID, e.Data)
 		for i, d := range e.docs {
 			k := newValue{id: d.ID, value: d.CID, event: seq, block: d.block, fresh: e.fresh[i]}
 			if i, ok := last[d.ID]; ok {
