@@ -67,9 +67,9 @@ func (w *simWorld) setLink(a, b *simNode, up bool) {
 	if changed {
 		a.tell(b.ID(), up)
 		b.tell(a.ID(), up)
-		if up && a.topic.join != nil && b.topic.join != nil {
-			a.topic.join(b.ID())
-			b.topic.join(a.ID())
+		if joinA, joinB := a.joined(), b.joined(); up && joinA != nil && joinB != nil {
+			joinA(b.ID())
+			joinB(a.ID())
 		}
 	}
 }
@@ -103,6 +103,12 @@ func (n *simNode) tell(p peer.ID, up bool) {
 	if f != nil {
 		f(p, up)
 	}
+}
+
+func (n *simNode) joined() func(peer.ID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.topic.join
 }
 
 func (n *simNode) find(p peer.ID) *simNode {
@@ -320,18 +326,19 @@ func simulate(t *testing.T, seed uint64, count int) {
 				}
 			})
 		}
+		script := rand.New(rand.NewPCG(seed, 8))
 		for step := range 60 {
-			n := w.nodes[w.rng.IntN(count)]
+			n := w.nodes[script.IntN(count)]
 			switch {
-			case w.rng.IntN(4) == 0:
-				a, b := w.nodes[w.rng.IntN(count)], w.nodes[w.rng.IntN(count)]
+			case script.IntN(4) == 0:
+				a, b := w.nodes[script.IntN(count)], w.nodes[script.IntN(count)]
 				if a != b {
-					w.setLink(a, b, w.rng.IntN(3) > 0)
+					w.setLink(a, b, script.IntN(3) > 0)
 				}
 			default:
 				n.put(fmt.Sprintf(`{"_id":"%s-%d","step":%d}`, n.name, step%5, step))
 			}
-			time.Sleep(w.pause(2 * time.Second))
+			time.Sleep(time.Duration(script.Int64N(int64(2 * time.Second))))
 		}
 		w.mu.Lock()
 		w.calm = true
