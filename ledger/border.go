@@ -82,7 +82,7 @@ func headerBlock(h car.Header) car.Block {
 // checks it) and 150 bytes for each block of the ledger. More than [MaxPacks] packs are refused with a *LimitError.
 func (l *Ledger) MakeBorder(ctx context.Context, prev Target, emit func(blockstore.CAR) error) (Border, error) {
 	// The head comes before the blocks: those of a later commit may be in the packs, but none of this head can miss.
-	m := packer{store: l.store, emit: emit, emitted: map[blockstore.Name]bool{}}
+	m := packer{store: l.store, packBytes: MaxPackBytes, emit: emit, emitted: map[blockstore.Name]bool{}}
 	head, loose, err := l.shown(ctx)
 	if err != nil {
 		return Border{}, fmt.Errorf("making border: %w", err)
@@ -153,9 +153,10 @@ func tooManyPacks(packs []Pack) error {
 
 // packer cuts and builds packs from the blocks of a store.
 type packer struct {
-	store   *blockstore.Ledger
-	emit    func(blockstore.CAR) error
-	emitted map[blockstore.Name]bool
+	store     *blockstore.Ledger
+	packBytes int
+	emit      func(blockstore.CAR) error
+	emitted   map[blockstore.Name]bool
 }
 
 // shown is the head, and the shards of its root that no CAR holds yet, by CID bytes.
@@ -199,7 +200,7 @@ func (m *packer) fresh(ctx context.Context, packs []Pack) ([]cid.Cid, error) {
 	return fresh, nil
 }
 
-// cut divides blocks into packs: a new one begins before the block that would take the plain CAR over MaxPackBytes.
+// cut divides blocks into packs: a new one begins before the block that would take the plain CAR over packBytes.
 // Packs of the class "full" are emitted at once, since no cascade touches them.
 func (m *packer) cut(ctx context.Context, blocks []cid.Cid) ([]Pack, error) {
 	var packs []Pack
@@ -236,7 +237,7 @@ func (m *packer) cut(ctx context.Context, blocks []cid.Cid) ([]Pack, error) {
 		}
 		b := car.Block{CID: c, Data: data}
 		n := car.SectionSize(b)
-		if size+n > MaxPackBytes {
+		if size+n > m.packBytes {
 			if err := flush(); err != nil {
 				return nil, err
 			}

@@ -106,16 +106,13 @@ func names(packs []Pack) (out []string) {
 	return out
 }
 
-// TestCascadeRewritesLittle adds 20,000 commits one by one, as a target that follows every put would.
+// TestCascadeRewritesLittle adds 5,000 commits one by one, as a target that follows every put would.
 func TestCascadeRewritesLittle(t *testing.T) {
 	s := &sizedPacks{size: map[cid.Cid]int64{}}
 	var packs []Pack
 	var added, worst int64
 	most := 0
-	commits := 20_000
-	if testing.Short() {
-		commits = 2_000
-	}
+	const commits = 5000
 	for i := range commits {
 		p, _ := s.build([]cid.Cid{s.block(1500)})
 		added += p.Ref.Size

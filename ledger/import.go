@@ -288,11 +288,12 @@ func (m *importer) merge(ctx context.Context, entries []jsEntry) error {
 	if err != nil {
 		return err
 	}
-	for _, q := range res.Quarantined {
-		if errors.Is(q.Reason, clock.ErrGenesis) {
-			return &ImportError{Reason: ReasonGenesis, Err: q.Reason}
+	if len(res.Quarantined) > 0 {
+		why := res.Quarantined[0].Reason
+		if errors.Is(why, clock.ErrGenesis) {
+			return &ImportError{Reason: ReasonGenesis, Err: why}
 		}
-		return &ImportError{Reason: ReasonRefused, Err: q.Reason}
+		return &ImportError{Reason: ReasonRefused, Err: why}
 	}
 	if len(res.Waiting) > 0 {
 		return m.incomplete(res.Waiting[0].Missing)

@@ -85,10 +85,9 @@ func newTestKeys(t testing.TB) *keyring.Keys {
 
 // fixture is one ledger directory of testdata/fireproof.
 type fixture struct {
-	dir    string // from testdata/fireproof
-	store  string // from dir
-	name   string // under which the key bag has its keys; "" if the CARs are not encrypted
-	oldBag bool   // the key bag is that of 0.19
+	dir   string // from testdata/fireproof
+	store string // from dir
+	name  string // under which the key bag has its keys; "" if the CARs are not encrypted
 }
 
 func (f fixture) keys(t testing.TB) *keyring.Keys {
