@@ -144,6 +144,10 @@ func TestBlocks(t *testing.T) {
 			if !bytes.Equal(h.Encode(), v.data) || !h.HasHead {
 				t.Errorf("header %+v is written as %x", h, h.Encode())
 			}
+		case "pack-header":
+			if b := (car.Header{}).Encode(); !bytes.Equal(b, v.data) {
+				t.Errorf("the header of a pack is %x", b)
+			}
 		case "document", "tombstone":
 			if err := dagcbor.Valid(v.data); err != nil {
 				t.Errorf("%s: %v", v.kind, err)
@@ -171,7 +175,7 @@ func TestBlocks(t *testing.T) {
 			}
 		}
 	}
-	want := map[string]int{"sealed-car": 1, "plain-car": 1, "header": 1, "document": 1, "tombstone": 1, "shard": 2, "event": 1, "meta": 1, "segment-header": 1, "run": 1}
+	want := map[string]int{"sealed-car": 1, "plain-car": 1, "header": 1, "document": 1, "tombstone": 1, "shard": 2, "event": 1, "meta": 1, "segment-header": 1, "run": 1, "pack-header": 1}
 	if diff := cmp.Diff(want, seen); diff != "" {
 		t.Errorf("vectors (-want +got):\n%s", diff)
 	}
