@@ -32,6 +32,7 @@ import (
 	"github.com/ipfs/go-cid"
 
 	"fpnode/internal/dagcbor"
+	"fpnode/internal/planted"
 )
 
 // A Fetcher finds blocks.
@@ -104,6 +105,9 @@ func Decode(c cid.Cid, block []byte) (Event, error) {
 func Encode(data []byte, parents []cid.Cid) (cid.Cid, []byte) {
 	parents = slices.Clone(parents)
 	SortBytes(parents)
+	if planted.DropParent && len(parents) > 1 {
+		parents = parents[:len(parents)-1]
+	}
 	size := 32 + len(data)
 	for _, p := range parents {
 		size += dagcbor.LinkSize(p.ByteLen())

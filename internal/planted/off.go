@@ -12,7 +12,7 @@ const (
 	AckBeforeSync       = false // blockstore: a commit is acknowledged first and synced with the next one
 	IgnoreIV            = false // keyring: an envelope whose IV is not the fold of its plaintext opens
 	IgnoreInnerHash     = false // car: a block that does not hash to its CID is read
-	DropParent          = false // pail: an event on several heads forgets the last
+	DropParent          = false // clock: an event on several heads forgets the last
 	TiesByBytes         = false // clock: replay breaks ties by CID bytes instead of CID text
 	MergeWithoutClosure = false // ledger: a meta is merged while blocks are missing
 	PackLacksBlock      = false // ledger: a pack leaves one block out
