@@ -80,14 +80,19 @@ func changeRow(c ledger.Change) (any, error) {
 }
 
 func versionRow(v ledger.Version) (VersionRow, error) {
-	value, err := v.Doc.MarshalJSON()
-	return VersionRow{
+	row := VersionRow{
 		Event:   v.Event.String(),
 		Parents: cidTexts(v.Parents),
 		Height:  v.Height,
 		Current: v.Current,
-		Value:   value,
-	}, err
+		Missing: v.Missing,
+	}
+	if v.Missing {
+		return row, nil
+	}
+	var err error
+	row.Value, err = v.Doc.MarshalJSON()
+	return row, err
 }
 
 func conflictRow(c ledger.Conflict) (any, error) {

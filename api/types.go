@@ -128,7 +128,8 @@ type VersionRow struct {
 	Parents []string        `json:"parents"`
 	Height  uint32          `json:"height"`
 	Current bool            `json:"current"`
-	Value   json.RawMessage `json:"value"`
+	Value   json.RawMessage `json:"value"`             // null if Missing
+	Missing bool            `json:"missing,omitempty"` // a compaction by JavaScript dropped the value
 }
 
 // ConflictRow is a document with concurrent versions: what won, and what lost
