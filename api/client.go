@@ -30,6 +30,9 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // do sends one request and returns the body of a good answer.
 func (c *Client) do(ctx context.Context, method, route string, query url.Values, contentType string, body io.Reader, size int64) (*http.Response, error) {
+	if body != nil && size == 0 {
+		body = http.NoBody // a length of 0 beside another body means unknown
+	}
 	u := url.URL{Scheme: "http", Host: Host, Path: "/v1/" + route, RawQuery: query.Encode()}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
 	if err != nil {
