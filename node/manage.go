@@ -87,7 +87,7 @@ func (n *Node) adopt(name string, keys *keyring.Keys) error {
 	id := keyring.IDOf(keys.Pinned().Fingerprint())
 	for _, e := range n.ring.Ledgers() {
 		if e.ID == id {
-			return &api.Error{Code: api.Conflict, Message: fmt.Sprintf("this ledger is here already: %q", e.Name), Hint: "use it by that name"}
+			return &api.Error{Code: api.Conflict, Message: fmt.Sprintf("this ledger is here already: %q", e.Name), Hint: "use it by that name; if it is another ledger, its keys are in another key bag"}
 		}
 	}
 	return taken(name, err)

@@ -118,7 +118,7 @@ func (a *app) changes() *cobra.Command {
 		Example:           "  fpnode changes notes --since bafyreia7sl3ue4kl4zxbgapwptsx4kmiure7c2d6xppjwplnfk2e7y7kq4",
 	}
 	cmd.Flags().StringSliceVar(&since, "since", nil, "`CLOCK`: one or more event CIDs, as changes and ledger info print them")
-	limitFlag(cmd, &limit)
+	cmd.Flags().IntVar(&limit, "limit", 0, "only the newest `N` changes (0 is all)")
 	cmd.RunE = a.verb(haveStore, func(ctx context.Context, c *api.Client, args []string) error {
 		if err := checkLimit(limit); err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 	"time"
@@ -189,8 +190,11 @@ func readDocs(ctx context.Context, in io.Reader, docs chan<- parsed) {
 	}
 }
 
-// notJSON explains why a document could not be read.
+// notJSON explains why a document could not be read: it is no JSON, it is too large, or the file cannot be read.
 func notJSON(err error) error {
+	if _, ok := errors.AsType[*fs.PathError](err); ok {
+		return cannotRead(err)
+	}
 	e := &api.Error{Code: api.BadInput}
 	text := strings.TrimPrefix(err.Error(), "json: ")
 	switch {
