@@ -42,19 +42,12 @@ func (p Problem) String() string {
 // once, where it is first seen. progress, which may be nil, hears of bytes done and bytes in all. The error says that
 // the check itself could not be done.
 func (s *Store) Check(ctx context.Context, opts CheckOptions, report func(Problem), progress func(done, total int64)) error {
-	s.mu.Lock()
-	var list []*Ledger
-	for id, l := range s.ledgers {
-		if opts.Ledgers == nil || slices.Contains(opts.Ledgers, id) {
-			list = append(list, l)
-		}
-	}
-	s.mu.Unlock()
-	slices.SortFunc(list, func(a, b *Ledger) int { return bytes.Compare(a.id[:], b.id[:]) })
-
 	var checkers []*checker
 	var total int64
-	for _, l := range list {
+	for _, l := range s.sorted() {
+		if opts.Ledgers != nil && !slices.Contains(opts.Ledgers, l.id) {
+			continue
+		}
 		c, err := newChecker(l, opts, report)
 		if err != nil {
 			return fmt.Errorf("checking ledger %s: %w", ledgerText(l.id), err)

@@ -14,7 +14,7 @@ import (
 	"fpnode/blockstore"
 )
 
-// A small log of some commits, and tools to damage copies of it.
+// damagedLog is a small log of some commits, of which copies are damaged.
 type damagedLog struct {
 	fs    *vfs.MemFS // the undamaged home
 	h     *history
@@ -61,17 +61,42 @@ func newDamagedLog(t *testing.T, segmentBytes int64, commits int) *damagedLog {
 	return d
 }
 
-// home returns a copy of the home in which segment n holds b, with or without its index.
-func (d *damagedLog) home(t *testing.T, n int, b []byte, index bool) *vfs.MemFS {
+// bench is a store in which one damaged log after the other is opened.
+type damageBench struct {
+	d  *damagedLog
+	fs *vfs.MemFS
+	s  *blockstore.Store
+}
+
+func (d *damagedLog) bench(t *testing.T) *damageBench {
 	t.Helper()
 	fs := copyHome(t, d.fs)
-	if !index {
-		if err := fs.RemoveAll(home + "/index"); err != nil {
+	return &damageBench{d, fs, openStore(t, config(fs))}
+}
+
+// open opens the log with segment n replaced by b and all others as they were, with the index of the undamaged log or
+// with none.
+func (db *damageBench) open(t *testing.T, n int, b []byte, index bool) (*blockstore.Ledger, error) {
+	t.Helper()
+	names, err := db.fs.List(db.fs.PathDir(db.d.paths[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if err := db.fs.Remove(db.fs.PathDir(db.d.paths[0]) + "/" + name); err != nil {
 			t.Fatal(err)
 		}
 	}
-	writeFile(t, fs, d.paths[n], b)
-	return fs
+	for i, path := range db.d.paths {
+		writeFile(t, db.fs, path, db.d.files[i])
+	}
+	if index {
+		if _, err := db.s.Reopen(ledgerID(1), keys, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	writeFile(t, db.fs, db.d.paths[n], b)
+	return db.s.Reopen(ledgerID(1), keys, index)
 }
 
 func copyHome(t testing.TB, from vfs.FS) *vfs.MemFS {
@@ -97,82 +122,69 @@ func writeFile(t testing.TB, fs vfs.FS, path string, b []byte) {
 	}
 }
 
-// openDamaged opens a damaged home and its ledger. The error is that of the ledger.
-func openDamaged(t *testing.T, fs vfs.FS) (*blockstore.Store, *blockstore.Ledger, error) {
-	t.Helper()
-	s, err := blockstore.Open(config(fs))
-	if err != nil {
-		t.Fatalf("Open: %v", err)
-	}
-	l, err := s.Ledger(ledgerID(1), keys)
-	return s, l, err
-}
-
-// wantCorrupt demands a *CorruptError about a place.
+// wantCorrupt demands a *CorruptError about a place, with off -1 anywhere in the file.
 func wantCorrupt(err error, path string, off int) error {
 	var ce *blockstore.CorruptError
 	if !errors.As(err, &ce) {
 		return fmt.Errorf("%v, want a *CorruptError", err)
 	}
-	if ce.File != path || ce.Offset != int64(off) || ce.Reason == "" || ce.Advice == "" {
+	if ce.File != path || off >= 0 && ce.Offset != int64(off) || ce.Reason == "" || ce.Advice == "" {
 		return fmt.Errorf("*CorruptError %v, want one at %s byte %d with advice", ce, path, off)
 	}
 	return nil
 }
 
-// TestEveryCut cuts the log at every byte of its last three runs.
+// TestEveryCut cuts the log at every byte of its last three runs: what is whole is there, the log goes on from it, and
+// what the index has seen is missed.
 func TestEveryCut(t *testing.T) {
 	for _, tt := range []struct {
 		name         string
 		segmentBytes int64
 	}{{"one segment", 1 << 20}, {"segments of one run", 1}} {
 		d := newDamagedLog(t, tt.segmentBytes, 5)
+		last := len(d.files) - 1
+		before, from := 5-(len(d.runs[last])-1), 0 // runs in the other segments, and where to begin
+		if last == 0 {
+			from = d.runs[0][2]
+		}
 		for _, index := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, index %v", tt.name, index), func(t *testing.T) {
 				t.Parallel()
-				last := len(d.files) - 1
-				from := 0
-				whole := 5 - (len(d.runs[last]) - 1) // runs before the last segment
-				if last == 0 {
-					from, whole = d.runs[0][2], 2
-				}
-				step := 1
-				if testing.Short() {
-					step = 5
-				}
-				for cut := from; cut < len(d.files[last]); cut += step {
-					fs := d.home(t, last, d.files[last][:cut], index)
-					s, _, err := openDamaged(t, fs)
+				bench := d.bench(t)
+				for cut := from; cut < len(d.files[last]); cut++ {
+					l, err := bench.open(t, last, d.files[last][:cut], index)
 					if index {
-						// All of it was synced once, the index says.
-						var ce *blockstore.CorruptError
-						if !errors.As(err, &ce) {
-							t.Fatalf("cut at %d: %v, want a *CorruptError", cut, err)
+						if err := wantCorrupt(err, d.paths[last], -1); err != nil {
+							t.Fatalf("cut at %d: %v", cut, err)
 						}
-						s.Close()
 						continue
 					}
 					if err != nil {
 						t.Fatalf("cut at %d: %v", cut, err)
 					}
-					k := whole
-					for i, off := range d.runs[last] {
-						if cut >= off && last > 0 {
-							k = whole + i
-						} else if cut >= off {
-							k = i
+					k := before
+					for _, off := range d.runs[last][1:] {
+						if cut >= off {
+							k++
 						}
 					}
-					if err := d.h.tipIs(s, k); err != nil {
+					if err := d.h.tipIs(l, k); err != nil {
 						t.Fatalf("cut at %d: %v", cut, err)
 					}
-					s.Close()
-					if err := d.h.check(fs, k, false); err != nil {
-						t.Fatalf("cut at %d, opened again: %v", cut, err)
-					}
-					// The log goes on in a new segment; what is after the cut in the old one stays out of it.
-					if err := d.reopenAfterCut(fs, k); err != nil {
-						t.Fatalf("cut at %d, opened a third time: %v", cut, err)
+					// The log goes on, in a new segment if there are bytes behind its end; they never come back into it.
+					c := dataCAR(t, l, block(rand.New(rand.NewPCG(99, uint64(cut))), 10))
+					mustCommit(t, l, c)
+					for _, index := range []bool{true, false} {
+						l, err := bench.s.Reopen(ledgerID(1), keys, index)
+						if err != nil {
+							t.Fatalf("cut at %d, after another commit, index %v: %v", cut, index, err)
+						}
+						if n := l.Stats().Cars; n != int64(k)+1 {
+							t.Fatalf("cut at %d, after another commit, index %v: %d CARs, want %d", cut, index, n, k+1)
+						}
+						if err := verify(bench.s, l, &c); err != nil {
+							t.Fatalf("cut at %d, after another commit, index %v: %v", cut, index, err)
+						}
 					}
 				}
 			})
@@ -180,32 +192,8 @@ func TestEveryCut(t *testing.T) {
 	}
 }
 
-// reopenAfterCut opens a home that was cut and then written to, from the log alone.
-func (d *damagedLog) reopenAfterCut(fs vfs.FS, k int) error {
-	if err := fs.RemoveAll(home + "/index"); err != nil {
-		return err
-	}
-	s, err := blockstore.Open(config(fs))
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	l, err := s.Ledger(ledgerID(1), keys)
-	if err != nil {
-		return err
-	}
-	if n := l.Stats().Cars; n != int64(k)+1 {
-		return fmt.Errorf("%d CARs, want %d", n, k+1)
-	}
-	return nil
-}
-
 // tipIs demands that the tip is that of commit k.
-func (h *history) tipIs(s *blockstore.Store, k int) error {
-	l, err := s.Ledger(ledgerID(1), keys)
-	if err != nil {
-		return err
-	}
+func (h *history) tipIs(l *blockstore.Ledger, k int) error {
 	tips := l.Tips()
 	if k == 0 {
 		if len(tips) > 0 {
@@ -227,22 +215,19 @@ func TestEveryFlip(t *testing.T) {
 	if len(d.files) < 2 {
 		t.Fatal("want several segments")
 	}
-	step := 1
-	if testing.Short() {
-		step = 7
-	}
 	for n := range d.files {
 		t.Run(fmt.Sprintf("segment %d without index", n+1), func(t *testing.T) {
 			t.Parallel()
+			bench := d.bench(t)
 			rng := rand.New(rand.NewPCG(1, uint64(n)))
-			for i := 0; i < len(d.files[n]); i += step {
+			for i := range d.files[n] {
 				b := bytes.Clone(d.files[n])
 				b[i] ^= 1 << rng.IntN(8)
-				s, _, err := openDamaged(t, d.home(t, n, b, false))
+				l, err := bench.open(t, n, b, false)
 				lastRun := n == len(d.files)-1 && i >= d.runs[n][len(d.runs[n])-2]
 				if lastRun {
 					if err == nil {
-						err = d.h.tipIs(s, 3)
+						err = d.h.tipIs(l, 3)
 					}
 				} else {
 					err = wantCorrupt(err, d.paths[n], runAt(d.runs[n], i))
@@ -250,16 +235,16 @@ func TestEveryFlip(t *testing.T) {
 				if err != nil {
 					t.Errorf("byte %d: %v", i, err)
 				}
-				s.Close()
 			}
 		})
 		t.Run(fmt.Sprintf("segment %d with index", n+1), func(t *testing.T) {
 			t.Parallel()
+			bench := d.bench(t)
 			rng := rand.New(rand.NewPCG(2, uint64(n)))
-			for i := 0; i < len(d.files[n]); i += step {
+			for i := range d.files[n] {
 				b := bytes.Clone(d.files[n])
 				b[i] ^= 1 << rng.IntN(8)
-				if err := d.flipWithIndex(t, n, i, b); err != nil {
+				if err := bench.flipWithIndex(t, n, i, b); err != nil {
 					t.Errorf("byte %d: %v", i, err)
 				}
 			}
@@ -278,9 +263,9 @@ func runAt(runs []int, i int) int {
 	return at
 }
 
-func (d *damagedLog) flipWithIndex(t *testing.T, n, i int, b []byte) error {
-	s, l, err := openDamaged(t, d.home(t, n, b, true))
-	defer s.Close()
+func (db *damageBench) flipWithIndex(t *testing.T, n, i int, b []byte) error {
+	d, s := db.d, db.s
+	l, err := db.open(t, n, b, true)
 	if n == len(d.files)-1 && i < d.runs[n][0] {
 		return wantCorrupt(err, d.paths[n], 0) // the one header that is read
 	}

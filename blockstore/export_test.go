@@ -34,3 +34,28 @@ func (s *Store) DumpIndex() map[string]string {
 	}
 	return m
 }
+
+// Reopen does for one ledger what Open does for all, with the index as it is or without what it has of the ledger. It
+// is how a test tries thousands of damaged logs.
+func (s *Store) Reopen(id [32]byte, sealer Sealer, index bool) (*Ledger, error) {
+	s.mu.Lock()
+	old := s.ledgers[id]
+	s.mu.Unlock()
+	s.handles.forget(segmentKey{dir: s.ledgerDir(id)})
+	l := s.newLedger(id)
+	l.sealer = sealer
+	if old != nil && index {
+		l.number.Store(old.number.Load())
+	}
+	s.mu.Lock()
+	s.ledgers[id] = l
+	if old != nil {
+		delete(s.byNumber, old.number.Load()) // without the index the ledger gets another number
+	}
+	if n := l.number.Load(); n != 0 {
+		s.byNumber[n] = l
+	}
+	s.mu.Unlock()
+	l.err = l.replay()
+	return l, l.err
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -15,44 +16,84 @@ import (
 	"fpnode/internal/crashfs"
 )
 
-// TestEveryFault fails every file operation of a small workload in every way, one run each. Whatever fails: nothing
-// panics or hangs, what was acknowledged is there, what was refused is not, reads go on, a full disk is called so, and
+// TestEveryFault fails every file operation of a small workload in every way, one run each, once on a new home and
+// once on one that has a log of several segments and an index on disk. Whatever fails: nothing panics or hangs, what
+// was acknowledged is there, what was refused is not, reads go on, a full disk is called so, no file stays open, and
 // once the fault has passed the store works, at the latest after it was opened again.
 func TestEveryFault(t *testing.T) {
 	step := 1
 	if testing.Short() {
 		step = 7
 	}
+	old := oldHome(t)
 	for kind := range crashfs.Kinds {
-		t.Run(kind.String(), func(t *testing.T) {
-			t.Parallel()
-			runs := 0
-			for at := 1; ; at += step {
-				fired, err := oneFault(kind, at)
-				if err != nil {
-					t.Fatalf("%v at operation %d: %v", kind, at, err)
+		for _, h := range []*faultHome{{fs: vfs.NewMem(), name: "new home"}, old} {
+			t.Run(kind.String()+", "+h.name, func(t *testing.T) {
+				t.Parallel()
+				runs := 0
+				for at := 1; ; at += step {
+					fired, err := oneFault(t, h, kind, at)
+					if err != nil {
+						t.Fatalf("%v at operation %d: %v", kind, at, err)
+					}
+					if !fired {
+						break
+					}
+					runs++
 				}
-				if !fired {
-					break
-				}
-				runs++
-			}
-			t.Logf("%d runs", runs)
-		})
+				t.Logf("%d runs", runs)
+			})
+		}
 	}
 }
 
-func oneFault(kind crashfs.Kind, at int) (fired bool, err error) {
-	base, openFiles := vfstest.WithOpenFileTracking(vfs.NewMem())
-	fault := crashfs.NewFault(base, kind, at)
+// faultHome is where a run begins.
+type faultHome struct {
+	name    string
+	fs      *vfs.MemFS
+	commits []blockstore.CAR
+}
+
+func oldHome(t *testing.T) *faultHome {
+	t.Helper()
 	h := &history{}
-	acked := 0
+	fs := vfs.NewMem()
+	rng := rand.New(rand.NewPCG(2, 2))
+	for range 2 {
+		cfg := config(fs)
+		cfg.SegmentBytes = 3 << 10
+		s, err := blockstore.Open(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := openLedger(t, s, 1)
+		for range 4 {
+			if err := h.commit(l, rng); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return &faultHome{name: "old home", fs: fs, commits: h.all()}
+}
+
+func oneFault(t *testing.T, from *faultHome, kind crashfs.Kind, at int) (fired bool, err error) {
+	mem := vfs.NewMem()
+	if len(from.commits) > 0 {
+		mem = copyHome(t, from.fs)
+	}
+	base, openFiles := vfstest.WithOpenFileTracking(mem)
+	fault := crashfs.NewFault(base, kind, at)
+	h := &history{commits: slices.Clone(from.commits)}
+	acked := len(from.commits)
 	done := make(chan error, 1)
 	go func() { done <- faultWork(fault, h, &acked) }()
 	select {
 	case err = <-done:
-	case <-time.After(10 * time.Second):
-		panic("the work hangs")
+	case <-time.After(time.Minute):
+		panic("the work hangs") // with all stacks
 	}
 	if err != nil {
 		return fault.Fired(), err
@@ -68,27 +109,24 @@ func oneFault(kind crashfs.Kind, at int) (fired bool, err error) {
 }
 
 func faultWork(fault *crashfs.Fault, h *history, acked *int) error {
-	rng := rand.New(rand.NewPCG(1, 1))
-	for range 2 {
-		cfg := config(fault)
-		cfg.SegmentBytes = 3 << 10
-		s, err := blockstore.Open(cfg)
-		if err != nil {
-			if !fault.Fired() {
-				return fmt.Errorf("Open without a fault: %w", err)
-			}
-			fault.Heal()
-			if s, err = blockstore.Open(cfg); err != nil {
-				return fmt.Errorf("Open after the fault: %w", err)
-			}
+	cfg := config(fault)
+	cfg.SegmentBytes = 3 << 10
+	s, err := blockstore.Open(cfg)
+	if err != nil {
+		if !fault.Fired() {
+			return fmt.Errorf("Open without a fault: %w", err)
 		}
-		if err := storeWork(fault, s, h, rng, acked); err != nil {
-			s.Close()
-			return err
+		fault.Heal()
+		if s, err = blockstore.Open(cfg); err != nil {
+			return fmt.Errorf("Open after the fault: %w", err)
 		}
-		if err := s.Close(); err != nil && !fault.Fired() {
-			return fmt.Errorf("Close without a fault: %w", err)
-		}
+	}
+	if err := storeWork(fault, s, h, rand.New(rand.NewPCG(1, 1)), acked); err != nil {
+		s.Close()
+		return err
+	}
+	if err := s.Close(); err != nil && !fault.Fired() {
+		return fmt.Errorf("Close without a fault: %w", err)
 	}
 	return nil
 }
@@ -104,7 +142,7 @@ func storeWork(fault *crashfs.Fault, s *blockstore.Store, h *history, rng *rand.
 			return fmt.Errorf("Ledger after the fault: %w", err)
 		}
 	}
-	for range 4 {
+	for range 3 {
 		before := len(h.all())
 		err := h.commit(l, rng)
 		switch {

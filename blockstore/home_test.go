@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +24,7 @@ import (
 func TestMain(m *testing.M) {
 	dir := os.Getenv("FPNODE_TEST_HOLD")
 	if dir == "" {
+		debug.SetGCPercent(400) // thousands of stores are opened
 		os.Exit(m.Run())
 	}
 	s, err := blockstore.Open(blockstore.Config{Dir: dir, Vault: vault{}})

@@ -163,7 +163,7 @@ func (s *Store) open() error {
 			s.ledgers[id] = s.newLedger(id)
 		}
 	}
-	for _, l := range s.ledgers {
+	for _, l := range s.sorted() {
 		if l.err = l.replay(); l.err != nil {
 			s.log.Error("ledger cannot be opened", "ledger", ledgerText(l.id), "err", l.err)
 		}
@@ -281,17 +281,20 @@ func (s *Store) Ledger(id [32]byte, sealer Sealer) (*Ledger, error) {
 
 // Ledgers are the ids of the ledgers that have something stored, sorted.
 func (s *Store) Ledgers() [][32]byte {
-	s.mu.Lock()
-	all := slices.Collect(maps.Values(s.ledgers))
-	s.mu.Unlock()
 	var ids [][32]byte
-	for _, l := range all {
+	for _, l := range s.sorted() {
 		if l.Stats().Segments > 0 {
 			ids = append(ids, l.id)
 		}
 	}
-	slices.SortFunc(ids, func(a, b [32]byte) int { return bytes.Compare(a[:], b[:]) })
 	return ids
+}
+
+// sorted is all ledgers by id.
+func (s *Store) sorted() []*Ledger {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.SortedFunc(maps.Values(s.ledgers), func(a, b *Ledger) int { return bytes.Compare(a.id[:], b.id[:]) })
 }
 
 // Drop removes a ledger and all it has stored. Its handle is dead afterwards: every method fails or finds nothing.

@@ -117,7 +117,7 @@ func TestFailedSyncIsNotBelieved(t *testing.T) {
 			t.Fatal(err)
 		}
 		l = openLedger(t, s, 1)
-		if err := h.tipIs(s, failAt); err != nil {
+		if err := h.tipIs(l, failAt); err != nil {
 			t.Fatal(err)
 		}
 		if err := h.commit(l, rng); err != nil {
