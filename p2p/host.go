@@ -231,8 +231,9 @@ func (h *Host) Protect(p peer.ID, keep bool) {
 }
 
 // Notify calls f once for every peer that is connected now and then, for as long as
-// Run runs, whenever a peer comes (true) or goes (false), one call at a time. f must
-// not block nor call back into Notify. stop ends it; when stop returns, f is not
+// Run runs, whenever a peer comes (true) or goes (false), one call at a time. It may
+// be told twice that a peer is there. f must not block nor call back into the Host.
+// stop ends it; when stop returns, f is not
 // running and will not be called again.
 func (h *Host) Notify(f func(p peer.ID, connected bool)) (stop func()) {
 	h.mu.Lock()
@@ -272,8 +273,8 @@ func (h *Host) Run(ctx context.Context) error {
 			defer stop()
 		}
 	}
-	// Connections made before the subscription: a function may hear twice of a
-	// peer that came, which Notify's contract with itself allows at this point only.
+	// Connections made before the subscription. A function may hear of them a second
+	// time, as Notify says.
 	h.mu.Lock()
 	for _, p := range h.host.Network().Peers() {
 		h.tell(p, true)
