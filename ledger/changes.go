@@ -2,12 +2,14 @@ package ledger
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"slices"
 
 	"github.com/ipfs/go-cid"
 
+	"fpnode/blockstore"
 	"fpnode/clock"
 	"fpnode/pail"
 )
@@ -95,6 +97,10 @@ func (l *Ledger) Changes(ctx context.Context, since []cid.Cid, limit int) iter.S
 		}
 		for _, r := range slices.Backward(rows) {
 			d, err := l.doc(ctx, r.id, r.value)
+			if errors.Is(err, blockstore.ErrNotFound) {
+				// A compaction by JavaScript dropped this value, which it does only to values that are not current.
+				d, err = l.currentDoc(ctx, r.id)
+			}
 			if err == nil {
 				err = ctx.Err()
 			}
@@ -107,6 +113,18 @@ func (l *Ledger) Changes(ctx context.Context, since []cid.Cid, limit int) iter.S
 			}
 		}
 	}
+}
+
+// currentDoc is the current value of a document, also if that is a tombstone.
+func (l *Ledger) currentDoc(ctx context.Context, id string) (Doc, error) {
+	e, ok, err := l.view.get(id)
+	if err != nil {
+		return Doc{}, err
+	}
+	if !ok {
+		return Doc{}, ErrNotFound
+	}
+	return l.doc(ctx, id, e.value)
 }
 
 type changedRow struct {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -146,12 +148,15 @@ func (s *script) check(t *testing.T, fs vfs.FS, acked int) error {
 // Whenever the machine stops, what was acknowledged is there, whole and shown, and nothing else is.
 func TestCrashLosesNothing(t *testing.T) {
 	s := newScript(t)
-	runs := 8
+	want := 350
 	if testing.Short() {
-		runs = 1
+		want = 50
+	}
+	if n, err := strconv.Atoi(os.Getenv("FPNODE_CRASH_CLONES")); err == nil {
+		want = n
 	}
 	crashes := 0
-	for seed := range runs {
+	for seed := 0; crashes < want; seed++ {
 		n, err := crashfs.Crashes(uint64(seed), 3, nil, func(fs vfs.FS, ack func()) {
 			h, err := tryHome(t, fs, "home")
 			if err != nil {
@@ -171,9 +176,6 @@ func TestCrashLosesNothing(t *testing.T) {
 		}
 	}
 	t.Logf("%d crashes", crashes)
-	if crashes < 20*runs {
-		t.Errorf("only %d crashes", crashes)
-	}
 }
 
 // A crash while a crash is repaired.
@@ -249,6 +251,47 @@ func TestEveryIOErrorIsSurvived(t *testing.T) {
 				t.Error("no operation failed")
 			}
 		})
+	}
+}
+
+// On a full disk a step fails and leaves the ledger as it was; when there is room again the same step succeeds.
+func TestFailedStepCanBeRepeated(t *testing.T) {
+	s := newScript(t)
+	for at := 60; at < 600; at += 11 {
+		disk := vfs.NewMem()
+		fault := crashfs.NewFault(disk, crashfs.ENOSPC, at)
+		h, err := tryHome(t, fault, "home")
+		if err != nil {
+			continue
+		}
+		for i, step := range s.steps {
+			err := step(h)
+			if err == nil {
+				continue
+			}
+			if errors.Is(err, blockstore.ErrPoisoned) { // it met the index or a sync: only opening again tells
+				fault.Heal()
+				h.closeAnyway()
+				h = openHome(t, disk)
+				if h.brief().Head == s.after[i+1].Head {
+					continue
+				}
+			} else if !errors.Is(err, blockstore.ErrDiskFull) {
+				t.Fatalf("operation %d, step %d: %v", at, i+1, err)
+			}
+			if got := h.brief(); fmt.Sprint(got) != fmt.Sprint(s.after[i]) {
+				t.Fatalf("operation %d: after the failure of step %d:\ngot  %v\nwant %v", at, i+1, got, s.after[i])
+			}
+			fault.Heal()
+			if err := step(h); err != nil {
+				t.Fatalf("operation %d, step %d again: %v", at, i+1, err)
+			}
+		}
+		wantEqual(t, "end", h.brief(), s.after[len(s.steps)])
+		h.closeAnyway()
+		if !fault.Fired() {
+			break
+		}
 	}
 }
 

@@ -156,7 +156,8 @@ func (l *Ledger) placeOps(id string, ops []op) ([]version, error) {
 		return cmp.Or(cmp.Compare(b.height, a.height), clock.CompareText(b.event, a.event), cmp.Compare(b.n, a.n))
 	})
 	for i := range out {
-		if out[i].seq == e.event && out[i].value == e.value {
+		// Of several events that wrote the value the newest, so that every replica names the same.
+		if out[i].value == e.value {
 			out[i].current = true
 			break
 		}

@@ -42,7 +42,7 @@ import (
 var (
 	// ErrNotFound is returned for a document that does not exist or was deleted.
 	ErrNotFound = errors.New("document not found")
-	// ErrClosed is returned by every call after Close.
+	// ErrClosed is returned by writes after Close, and ends watchers.
 	ErrClosed = errors.New("ledger is closed")
 	// ErrUnknownClock is returned for a clock that names an event this ledger does not hold.
 	ErrUnknownClock = errors.New("clock names an event that is not in this ledger")
@@ -129,6 +129,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 		indexTurns: newIndexTurns(),
 		watchers:   map[*watcher]struct{}{},
 	}
+	l.state.Store(&state{})
 	if err := l.load(ctx); err != nil {
 		return nil, fmt.Errorf("opening ledger %q: %w", cfg.Name, err)
 	}

@@ -219,7 +219,7 @@ func (h *home) dump() dump {
 			if !v.Missing {
 				text = toJSON(h.tb, v.Doc)
 			}
-			d.History[doc.ID] = append(d.History[doc.ID], fmt.Sprint(v.Height, v.Event, text))
+			d.History[doc.ID] = append(d.History[doc.ID], fmt.Sprint(v.Height, v.Event, text, v.Current))
 		}
 		if current != 1 {
 			h.tb.Errorf("%s has %d current versions", doc.ID, current)

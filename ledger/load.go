@@ -75,7 +75,6 @@ func (l *Ledger) recordedState() (s *state, tips []cid.Cid, err error) {
 
 // catchUp brings the view from an older state to that of the tips, as a merge does once it is durable.
 func (l *Ledger) catchUp(ctx context.Context, old *state, tips []blockstore.Meta, joined []cid.Cid) error {
-	l.state.Store(old)
 	l.blocks, l.merged = newOverlay(l.base), false
 	heads := slices.Clone(joined)
 	var tipHeads [][]cid.Cid
@@ -95,6 +94,7 @@ func (l *Ledger) catchUp(ctx context.Context, old *state, tips []blockstore.Meta
 		if len(old.head) > 0 {
 			return fmt.Errorf("%w: it is of a ledger with tips", errView)
 		}
+		l.state.Store(&state{})
 		return nil
 	}
 	if err := l.readyTrie(ctx, old); err != nil {
@@ -110,6 +110,7 @@ func (l *Ledger) catchUp(ctx context.Context, old *state, tips []blockstore.Meta
 	if m.old.changes, err = l.view.lastChange(); err != nil {
 		return err
 	}
+	m.old.changes = max(m.old.changes, l.state.Load().changes) // watchers count on
 	l.indexMu.Lock()
 	m.events, err = x.Fill(ctx, m.blocks, heads)
 	l.indexMu.Unlock()

@@ -52,7 +52,7 @@ func (q Quarantined) Error() string { return fmt.Sprintf("meta %s: %v", q.Meta, 
 func (q Quarantined) Unwrap() error { return q.Reason }
 
 // Merge takes in what other nodes wrote: metas and the verified CARs they came with, none of which needs to be new.
-// CARs may also have been stored before, by Stage. When Merge returns, what it accepted is durable and visible.
+// CARs may also have been stored before, by Stage, as they must be if they are more than one commit takes. When Merge returns, what it accepted is durable and visible.
 //
 // Each meta is judged alone, so that a bad one never hides a good one. It is accepted if its history is complete back
 // to the genesis that this ledger has too, every event's root follows from its parents and its operation, and every
@@ -130,7 +130,7 @@ func (l *Ledger) mergeNow(ctx context.Context, metas []blockstore.Meta, cars []b
 		return m.res, nil
 	}
 	if err := l.store.Commit(ctx, metaCIDs(old.tips), batch); err != nil {
-		return MergeResult{}, fmt.Errorf("committing: %w", err)
+		return MergeResult{}, l.commitFailed(err)
 	}
 	done = true
 	m.next.tips = l.store.Tips()
@@ -162,6 +162,7 @@ type merging struct {
 	head    []cid.Cid
 	metas   []candidate              // accepted metas
 	refused map[blockstore.Name]bool // CARs of quarantined metas
+	waits   map[blockstore.Name]bool // CARs of waiting metas
 
 	res     MergeResult
 	recount bool // the number of documents in old is not to be trusted
@@ -187,6 +188,7 @@ func (l *Ledger) beginMerge(ctx context.Context, old *state, cars []blockstore.C
 		staged:  newOverlay(l.blocks),
 		head:    old.head,
 		refused: map[blockstore.Name]bool{},
+		waits:   map[blockstore.Name]bool{},
 	}
 	m.blocks = newOverlay(m.staged)
 	for i := range cars {
@@ -297,6 +299,7 @@ func (m *merging) quarantine(meta blockstore.Meta, reason error) {
 // wait reports what a meta lacks: blocks, and CARs of its own group that have never been here.
 func (m *merging) wait(meta blockstore.Meta, missing []cid.Cid) {
 	for _, r := range meta.Group {
+		m.waits[r.Name] = true
 		if !m.brought(r.Name) && !m.l.store.Known(r.Name) {
 			missing = append(missing, r.Name.Cid)
 		}
@@ -474,6 +477,9 @@ func (m *merging) root(ctx context.Context, head []cid.Cid) (pail.Result, error)
 
 // settle computes the new head and its trie.
 func (m *merging) settle(ctx context.Context) error {
+	if len(m.head) > MaxHeads {
+		return &LimitError{What: "heads after the merge", Size: int64(len(m.head)), Max: MaxHeads}
+	}
 	m.next = *m.old
 	m.trie, m.made = m.l.trieOf(m.old), m.l.blocks.extra
 	if len(m.events) > 0 {
@@ -487,9 +493,6 @@ func (m *merging) settle(ctx context.Context) error {
 			m.made[b.CID] = b.Data
 		}
 		m.trie = res.Tree
-	}
-	if len(m.head) > MaxHeads {
-		return &LimitError{What: "heads after the merge", Size: int64(len(m.head)), Max: MaxHeads}
 	}
 	return nil
 }
@@ -507,7 +510,9 @@ func (m *merging) batch(ctx context.Context, fromJS bool) (blockstore.Batch, err
 			return b, err
 		}
 		if !brings {
-			b.Drop = append(b.Drop, c.Ref.Name)
+			if !m.waits[c.Ref.Name] { // its header will be needed when the meta comes again
+				b.Drop = append(b.Drop, c.Ref.Name)
+			}
 			continue
 		}
 		b.CARs, kept[c.Ref.Name] = append(b.CARs, c), true
@@ -543,9 +548,12 @@ func (m *merging) batch(ctx context.Context, fromJS bool) (blockstore.Batch, err
 		return b, &LimitError{What: "tips after the merge", Size: int64(len(b.Tips)), Max: MaxTips}
 	}
 	m.next.joined = nil
-	covered := slices.Concat(tipHeads...)
+	led := map[cid.Cid]bool{}
+	for _, h := range slices.Concat(tipHeads...) {
+		led[h] = true
+	}
 	for _, h := range m.head {
-		if !slices.Contains(covered, h) {
+		if !led[h] {
 			m.next.joined = append(m.next.joined, h)
 		}
 	}
@@ -686,6 +694,9 @@ func (m *merging) show(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if planted.ForgetTombstone && c.New == tombstoneCID {
+			continue
+		}
 		k := newValue{id: c.Key, value: c.New, block: m.staged.extra[c.New]}
 		k.fresh = !c.Old.Defined() && !m.recount // else a cut-off update may have written it
 		w, ok := winners[c.Key]
@@ -736,11 +747,17 @@ func (m *merging) winner(u *update, c pail.Change) (op, error) {
 // if another one leads to everything of head it leads to, and more; if both lead to the same, the one that replaced
 // the other stays, else the one with the smaller CID. So the outcome does not depend on the order of arrival.
 func tipsOf(candidates []candidate, head []cid.Cid) []candidate {
+	current := make(map[cid.Cid]bool, len(head))
+	for _, h := range head {
+		current[h] = true
+	}
 	needed := make([][]cid.Cid, len(candidates))
+	leading := map[cid.Cid][]int{} // who leads to an event of head
 	for i, c := range candidates {
 		for _, h := range c.head {
-			if slices.Contains(head, h) {
+			if current[h] {
 				needed[i] = append(needed[i], h)
+				leading[h] = append(leading[h], i)
 			}
 		}
 	}
@@ -762,13 +779,9 @@ func tipsOf(candidates []candidate, head []cid.Cid) []candidate {
 		if len(needed[j]) == 0 {
 			continue
 		}
-		covered := false
-		for i := range candidates {
-			if i != j && candidates[i].CID != c.CID && covers(i, j) {
-				covered = true
-				break
-			}
-		}
+		covered := slices.ContainsFunc(leading[needed[j][0]], func(i int) bool {
+			return i != j && candidates[i].CID != c.CID && covers(i, j)
+		})
 		if !covered && !slices.ContainsFunc(out, func(o candidate) bool { return o.CID == c.CID }) {
 			out = append(out, c)
 		}

@@ -627,6 +627,108 @@ func TestTooManyHeadsAreRefused(t *testing.T) {
 	}
 }
 
+// siblings makes n commits on h's head that do not know each other.
+func siblings(t *testing.T, h *home, n int) (metas []blockstore.Meta, cars []blockstore.CAR) {
+	t.Helper()
+	trie, head := must(h.Trie(t.Context())), h.Head()
+	for i := range n {
+		id := fmt.Sprintf("s%04d", i)
+		doc, block, _ := Draft{}.WithID(id).block()
+		edit := trie.Edit()
+		if err := edit.Put(t.Context(), id, doc); err != nil {
+			t.Fatal(err)
+		}
+		res := edit.Commit()
+		data := pail.Data{Root: res.Tree.Root(), Ops: []pail.Op{{Key: id, Value: doc}}}
+		meta, packed := craft(t, h, h, data, head, append(res.Additions, car.Block{CID: doc, Data: block})...)
+		metas, cars = append(metas, meta), append(cars, packed)
+	}
+	return metas, cars
+}
+
+func TestTipsAndHeadsAreLimited(t *testing.T) {
+	if testing.Short() {
+		t.Skip("long")
+	}
+	h := newHome(t)
+	h.put(`{"_id":"base"}`)
+	metas, cars := siblings(t, h, MaxTips+1)
+	if res, err := h.Merge(t.Context(), metas[:MaxTips], cars[:MaxTips]); err != nil || len(res.Accepted) != MaxTips {
+		t.Fatal(res, err)
+	}
+	wantEqual(t, "tips", len(h.Tips()), MaxTips)
+	before := h.Head()
+	var limit *LimitError
+	if _, err := h.Merge(t.Context(), metas[MaxTips:], cars[MaxTips:]); !errors.As(err, &limit) {
+		t.Fatalf("one more: %v", err)
+	}
+	wantEqual(t, "head", textsOf(h.Head()), textsOf(before))
+	h.put(`{"_id":"join"}`) // one write joins them
+	wantEqual(t, "tips", len(h.Tips()), 1)
+	if res, err := h.Merge(t.Context(), metas[MaxTips:], cars[MaxTips:]); err != nil || len(res.Accepted) != 1 {
+		t.Fatal(res, err)
+	}
+	h.checkRoot()
+}
+
+func TestForeignDocumentSizeLimit(t *testing.T) {
+	a, b := fork(t)
+	d, err := FromMap(map[string]any{"_id": "x", "b": make([]byte, MaxForeignDocBytes)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := append([]byte(nil), docPrefix...)
+	block = dagcbor.AppendMap(block, d.count+1)
+	block = append(block, d.fields[:d.at]...)
+	block = dagcbor.AppendText(dagcbor.AppendText(block, "_id"), "x")
+	block = append(block, d.fields[d.at:]...)
+	doc := dagcbor.Sum(block)
+	edit := must(a.Trie(t.Context())).Edit()
+	if err := edit.Put(t.Context(), "x", doc); err != nil {
+		t.Fatal(err)
+	}
+	made := edit.Commit()
+	data := pail.Data{Root: made.Tree.Root(), Ops: []pail.Op{{Key: "x", Value: doc}}}
+	meta, packed := craft(t, a, b, data, a.Head(), append(made.Additions, car.Block{CID: doc, Data: block})...)
+	res, err := b.Merge(t.Context(), append(a.Tips(), meta), append(b.carsOf(a), packed))
+	if err != nil || len(res.Quarantined) != 1 || len(res.Accepted) != 1 {
+		t.Fatal(res, err)
+	}
+	var limit *LimitError
+	if !errors.As(res.Quarantined[0], &limit) {
+		t.Errorf("reason %v", res.Quarantined[0].Reason)
+	}
+}
+
+// A merge that is cancelled changes nothing.
+func TestCancelledMerge(t *testing.T) {
+	a, b := fork(t)
+	before := b.dump()
+	for n := range 40 {
+		ctx := &countdown{Context: t.Context(), left: n}
+		if _, err := b.Merge(ctx, a.Tips(), b.carsOf(a)); err == nil {
+			break
+		}
+		wantEqual(t, "state", b.dump(), before)
+	}
+	b.mergeFrom(a)
+	a.mergeFrom(b)
+	wantEqual(t, "states", b.dump(), a.dump())
+}
+
+// countdown is a context that is cancelled when it has been asked left times.
+type countdown struct {
+	context.Context
+	left int
+}
+
+func (c *countdown) Err() error {
+	if c.left--; c.left < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
 // While others write here, merges and puts do not disturb each other.
 func TestMergeBesidePuts(t *testing.T) {
 	a, b := fork(t)
@@ -659,4 +761,71 @@ func TestMergeBesidePuts(t *testing.T) {
 	wantEqual(t, "states", a.dump(), b.dump())
 	b.checkRoot()
 	b.checkView()
+}
+
+// The CAR of a JavaScript meta that waits is not dropped: its header is needed when the rest is there.
+func TestWaitingJavaScriptMetaKeepsItsCAR(t *testing.T) {
+	a, b := fork(t)
+	empty, err := b.pack(car.Header{Head: a.Head(), HasHead: true}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	meta := []blockstore.Meta{blockstore.NewMeta([]blockstore.Ref{empty.Ref}, nil)}
+	res, err := b.MergeJS(t.Context(), meta, []blockstore.CAR{empty})
+	if err != nil || len(res.Waiting) != 1 {
+		t.Fatal(res, err)
+	}
+	wantEqual(t, "missing", textsOf(res.Waiting[0].Missing), textsOf(a.Head()))
+	if b.cars.Known(empty.Ref.Name) {
+		t.Error("the CAR is known by name only")
+	}
+	if res, err = b.MergeJS(t.Context(), meta, append(b.carsOf(a), empty)); err != nil || len(res.Accepted) != 1 {
+		t.Fatal(res, err)
+	}
+	wantEqual(t, "heads", len(b.Head()), 2)
+}
+
+// Tips that somebody committed beside the ledger fail one write, and the next one builds on them.
+func TestTipsThatMovedAreFollowed(t *testing.T) {
+	a, b := fork(t)
+	tips := append(b.Tips(), a.Tips()...)
+	if err := b.cars.Commit(t.Context(), metaCIDs(b.Tips()), blockstore.Batch{CARs: b.carsOf(a), Tips: tips}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Put(t.Context(), draft(t, `{"_id":"x"}`)); !errors.Is(err, blockstore.ErrStale) {
+		t.Fatalf("put: %v", err)
+	}
+	b.put(`{"_id":"x"}`)
+	a.mergeFrom(b)
+	wantEqual(t, "states", b.dump(), a.dump())
+	wantEqual(t, "heads", len(b.Head()), 1)
+	b.checkRoot()
+	b.checkView()
+}
+
+// While the view is made again under a watcher, the watcher misses nothing.
+func TestWatcherOutlivesItsView(t *testing.T) {
+	h := newHome(t)
+	for i := range 20 {
+		h.put(fmt.Sprintf(`{"_id":"d%d"}`, i))
+	}
+	next, stop := h.watch()
+	defer stop()
+	if err := h.cars.Derived().Reset(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.exclusive(t.Context(), func() error { h.behind = true; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	h.put(`{"_id":"new"}`)
+	for {
+		c, err, ok := next()
+		if err != nil || !ok {
+			t.Fatal(err, ok)
+		}
+		if c.Doc.ID == "new" {
+			break
+		}
+	}
+	h.checkView()
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/ipfs/go-cid"
 
 	"fpnode/blockstore"
-	"fpnode/internal/planted"
 	"fpnode/pail"
 )
 
@@ -420,9 +419,6 @@ func (u *update) change(k newValue) error {
 		u.cold = append(u.cold, k.id)
 	} else if e.flags, err = u.flags(k); err != nil {
 		return err
-	}
-	if planted.ForgetTombstone && e.flags&flagTombstone != 0 && k.block == nil {
-		return nil
 	}
 	u.next.changes++
 	e.change = u.next.changes

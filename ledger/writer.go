@@ -3,6 +3,7 @@ package ledger
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -115,6 +116,9 @@ func (l *Ledger) exclusive(ctx context.Context, f func() error) error {
 
 // submit hands a job to the writer and waits for its outcome.
 func (l *Ledger) submit(ctx context.Context, j *job) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	l.closing.RLock()
 	if l.closed {
 		l.closing.RUnlock()
@@ -380,7 +384,7 @@ func (l *Ledger) commit(ctx context.Context, old *state, g *group) error {
 		batch.Notes = map[string][]byte{noteJoined: nil}
 	}
 	if err := l.store.Commit(ctx, metaCIDs(old.tips), batch); err != nil {
-		return fmt.Errorf("committing: %w", err)
+		return l.commitFailed(err)
 	}
 
 	next := *old
@@ -395,6 +399,13 @@ func (l *Ledger) commit(ctx context.Context, old *state, g *group) error {
 		return l.ready(ctx)
 	}
 	return nil
+}
+
+// commitFailed explains a commit that the store did not take. Tips that moved under us mean that somebody wrote to the
+// store beside this ledger: the next write begins by following.
+func (l *Ledger) commitFailed(err error) error {
+	l.behind = l.behind || errors.Is(err, blockstore.ErrStale)
+	return fmt.Errorf("committing: %w", err)
 }
 
 // show brings a group into the view.
