@@ -11,6 +11,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"fpnode/internal/planted"
@@ -129,7 +130,7 @@ func (c *cryptFS) existing(name string, f vfs.File) (*cryptFile, error) {
 		return &cryptFile{File: f, fs: c, empty: true}, nil
 	}
 	if !bytes.HasPrefix(header[:], cryptMagic) {
-		return nil, fmt.Errorf("%s is not a file of this index", name)
+		return nil, fmt.Errorf("%s is not a file of this index: %w", name, pebble.ErrCorruption)
 	}
 	block, err := c.vault.FileCipher([32]byte(header[len(cryptMagic):]))
 	if err != nil {
@@ -151,7 +152,7 @@ func (c *cryptFS) appending(name string, f vfs.File) (*cryptFile, error) {
 		return nil, err
 	}
 	if cf.empty {
-		return nil, fmt.Errorf("%s is not a file of this index", name)
+		return nil, fmt.Errorf("%s is not a file of this index: %w", name, pebble.ErrCorruption)
 	}
 	cf.writing, cf.appending, cf.pos = true, true, info.Size()-cryptHeaderBytes
 	return cf, nil

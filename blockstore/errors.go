@@ -20,6 +20,9 @@ var (
 	// ErrDiskFull says that there is no room (or quota) for a commit and the reserve. Nothing was written; reads go
 	// on, and commits work again when there is room.
 	ErrDiskFull = errors.New("disk full")
+	// ErrVault says that a ledger was written with another vault: its commits are whole, but this one does not open
+	// them. Nothing was changed.
+	ErrVault = errors.New("written under the device key of another home")
 	// ErrClosed says that the store was closed.
 	ErrClosed = errors.New("the store is closed")
 	// ErrLimit says that a value is over one of the limits of this package.

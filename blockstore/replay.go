@@ -23,7 +23,7 @@ func (l *Ledger) corrupt(segment uint32, off int64, advice, format string, args 
 // A bad run at the very end of the log is what a commit leaves behind that a crash cut short: it was never
 // acknowledged, and the log ends before it. It is damage, and reported, if a good run lies behind it (commits are
 // synced one by one, so it was good once), if a later segment says that the log went on, or if the index has it (which
-// hears of a run only after its sync).
+// hears of a run only after its sync). One whose checksum is right is neither: the vault is that of another home.
 func (l *Ledger) replay() error {
 	numbers, err := l.segments()
 	if err != nil {
@@ -237,6 +237,16 @@ func (w *replayer) segment(n uint32, h, next segmentHeader, more bool) error {
 			err = checkRun(f.File, &r, w.scratch)
 		}
 		var bad badRun
+		if errors.As(err, &bad) && bad.error == errSealed {
+			// Neither a crash nor damage leaves a right checksum behind.
+			whole, err := w.whole(f, off, limit)
+			if err != nil {
+				return err
+			}
+			if whole {
+				return fmt.Errorf("%s: %w", l.segmentPath(n), ErrVault)
+			}
+		}
 		switch {
 		case errors.As(err, &bad) && more:
 			return l.corrupt(n, off, adviceRestore, "%v, and the log goes on", bad)
@@ -260,6 +270,24 @@ func (w *replayer) segment(n uint32, h, next segmentHeader, more bool) error {
 		off = r.end()
 	}
 	return nil
+}
+
+// whole says whether a run lies at off with its checksum, whatever its metadata is sealed under.
+func (w *replayer) whole(f *handle, off, limit int64) (bool, error) {
+	r := run{off: off}
+	var head [runHeaderBytes]byte
+	if err := readFull(f.File, head[:], off); err != nil {
+		return false, err
+	}
+	var err error
+	if r.header, err = parseRunHeader(head[:]); err != nil || r.end() > limit {
+		return false, nil
+	}
+	err = checkRun(f.File, &r, w.scratch)
+	if errors.As(err, new(badRun)) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // run indexes one good run.

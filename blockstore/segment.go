@@ -179,10 +179,13 @@ func (s *segmentSealer) open(header, meta []byte) (plain []byte, chain chainValu
 	chain = chainValue(meta[len(meta)-tagBytes:])
 	plain, err = s.aead.Open(meta[:0], nonce, meta, s.ad(header))
 	if err != nil {
-		return nil, chain, errors.New("metadata does not authenticate")
+		return nil, chain, errSealed
 	}
 	return plain, chain, nil
 }
+
+// errSealed is the reason of a badRun whose metadata is changed, cut short, or sealed under another key.
+var errSealed = errors.New("metadata does not authenticate")
 
 // badRun says that there is no good run at a place: torn or damaged, which it is the rest of the log decides.
 type badRun struct{ error }

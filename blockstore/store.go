@@ -127,6 +127,25 @@ func Open(cfg Config) (*Store, error) {
 
 // open does what needs the lock.
 func (s *Store) open() error {
+	err := s.load()
+	if s.index == nil || !s.index.corrupt.Load() {
+		return err
+	}
+	s.log.Warn("index is damaged, making it anew")
+	s.index.close() // what it says is known
+	s.index = nil
+	if err := s.fs.RemoveAll(s.fs.PathJoin(s.dir, indexDir)); err != nil {
+		return writeError("removing the damaged index", err)
+	}
+	s.ledgers, s.byNumber, s.highest = make(map[[32]byte]*Ledger), make(map[uint32]*Ledger), 0
+	for i := range s.table {
+		s.table[i].Store(nil)
+	}
+	return s.load()
+}
+
+// load opens the index and brings it up to date with the logs.
+func (s *Store) load() error {
 	if err := checkVersion(s.fs, s.dir); err != nil {
 		return err
 	}

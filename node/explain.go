@@ -116,6 +116,7 @@ func classify(err error, hint string) (api.Code, string) {
 		{keyring.ErrBusy, api.Locked, "try again"},
 		{keyring.ErrExists, api.Conflict, "fpnode ledger ls and fpnode key ls show what is there"},
 		{keyring.ErrName, api.Misuse, "take another name"},
+		{blockstore.ErrVault, api.WrongKey, "bring back the keys directory that belongs to this home; nothing was changed"},
 		{keyring.ErrKeyUnknown, api.WrongKey, "fpnode key import adds a key"},
 		{keyring.ErrTag, api.WrongKey, ""},
 		{ledger.ErrNotFound, api.NotFound, ""},
