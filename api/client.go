@@ -77,7 +77,7 @@ func call[T any](ctx context.Context, c *Client, method, route string, query url
 		return out, ended(ctx, fmt.Errorf("reading the answer: %w", err))
 	}
 	if err := json.Unmarshal(text, &out); err != nil {
-		return out, fmt.Errorf("reading the answer: %w", err)
+		return out, ended(ctx, fmt.Errorf("reading the answer: %w", err)) // a handler that was left answers nothing
 	}
 	return out, nil
 }

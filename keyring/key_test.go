@@ -125,7 +125,8 @@ func leaks(text string, secrets ...[]byte) string {
 			"JSON numbers": strings.ReplaceAll(decimal, " ", ","),
 			"base64":       base64.StdEncoding.EncodeToString(s)[:16], "base64url": base64.URLEncoding.EncodeToString(s)[:16],
 		} {
-			if strings.Contains(strings.ToLower(text), strings.ToLower(shown)) {
+			// Lower case is for the digits; it would make all bytes that are no UTF-8 the same.
+			if strings.Contains(text, shown) || form != "raw" && strings.Contains(strings.ToLower(text), strings.ToLower(shown)) {
 				return form
 			}
 		}
