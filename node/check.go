@@ -3,9 +3,11 @@ package node
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 
 	"fpnode/api"
 	"fpnode/blockstore"
+	"fpnode/keyring"
 	"fpnode/ledger"
 )
 
@@ -65,7 +67,8 @@ func (c *checking) found(p api.Problem) {
 	c.report(p)
 }
 
-// store checks what is on disk.
+// store checks what is on disk, and that every ledger there has its keys.
+// They are removed after it, so one without was not being removed.
 func (c *checking) store(ctx context.Context, opts blockstore.CheckOptions) error {
 	names := map[[32]byte]string{}
 	for _, e := range c.n.ring.Ledgers() {
@@ -87,6 +90,20 @@ func (c *checking) store(ctx context.Context, opts blockstore.CheckOptions) erro
 		func(done, total int64) { c.progress(api.Progress{Stage: stage, Done: done, Total: total}) })
 	if err != nil {
 		return fmt.Errorf("checking the store: %w", err)
+	}
+	if opts.Ledgers != nil { // the others were not asked for
+		return nil
+	}
+	for _, id := range c.n.store.Ledgers() {
+		if _, ok := names[id]; ok {
+			continue
+		}
+		dir := keyring.FormatID(id)
+		c.found(api.Problem{
+			Place:   filepath.Join(c.n.cfg.Home, "ledgers", dir),
+			Message: "no key opens it",
+			Advice:  fmt.Sprintf("bring back %s.json from a backup, or give its key to: fpnode key import NAME", filepath.Join(c.n.cfg.Home, keysDir, dir)),
+		})
 	}
 	return nil
 }
