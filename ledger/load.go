@@ -11,7 +11,6 @@ import (
 
 	"fpnode/blockstore"
 	"fpnode/clock"
-	"fpnode/internal/car"
 	"fpnode/pail"
 )
 
@@ -183,77 +182,6 @@ func (l *Ledger) Trie(ctx context.Context) (t pail.Tree, err error) {
 	return t, err
 }
 
-// rootAt is the trie at a head. If shards of the heads' common ancestor are gone they are made again from the events
-// and put into blocks.
-func rootAt(ctx context.Context, r *pail.Replica, blocks *overlay, head []cid.Cid) (pail.Result, error) {
-	res, err := r.Root(ctx, head)
-	if !errors.Is(err, clock.ErrMissing) {
-		return res, err
-	}
-	a, err := r.Index.CommonAncestor(head)
-	if err != nil {
-		return pail.Result{}, err
-	}
-	shards, err := rebuild(ctx, r, a)
-	if err != nil {
-		return pail.Result{}, err
-	}
-	blocks.add(shards)
-	return r.Root(ctx, head)
-}
-
-// rebuild makes the shards of an event's root from the events alone: the operations since the genesis, in the order
-// in which Pail applies them, on the empty trie. If that does not give the root which the event names, the shards are
-// reported missing.
-func rebuild(ctx context.Context, r *pail.Replica, e cid.Cid) ([]car.Block, error) {
-	var ops [][]pail.Op // newest first
-	var want cid.Cid
-	for at := e; ; {
-		ev, data, err := r.Event(ctx, at)
-		if err != nil {
-			return nil, err
-		}
-		if at == e {
-			want = data.Root
-		}
-		ops = append(ops, data.Ops)
-		if len(ev.Parents) == 0 {
-			break
-		}
-		ancestor, order, err := r.Index.Replay(ev.Parents)
-		if err != nil {
-			return nil, err
-		}
-		for _, c := range slices.Backward(order) {
-			_, data, err := r.Event(ctx, c)
-			if err != nil {
-				return nil, err
-			}
-			ops = append(ops, data.Ops)
-		}
-		at = ancestor
-	}
-	edit := pail.Empty(r.Blocks, r.Cache).Edit()
-	for _, list := range slices.Backward(ops) {
-		for _, o := range list {
-			var err error
-			if o.Del {
-				err = edit.Del(ctx, o.Key)
-			} else {
-				err = edit.Put(ctx, o.Key, o.Value)
-			}
-			if err != nil {
-				return nil, err
-			}
-		}
-	}
-	res := edit.Commit()
-	if res.Tree.Root() != want {
-		return nil, &clock.MissingError{CID: want}
-	}
-	return res.Additions, nil
-}
-
 // ancestry is the index for a reader, who must call done and may do nothing slow before.
 func (l *Ledger) ancestry() (x *clock.Index, done func(), err error) {
 	for {
@@ -313,47 +241,6 @@ func (l *Ledger) dropIndex() {
 	l.index = nil
 }
 
-// storedHeader reads the header of a CAR in the store, false if there is none or only the name is known.
-func (l *Ledger) storedHeader(ctx context.Context, n blockstore.Name) (car.Header, bool, error) {
-	blocks, err := l.store.BlocksOf(ctx, n)
-	if errors.Is(err, blockstore.ErrNotFound) || err == nil && len(blocks) == 0 {
-		return car.Header{}, false, nil
-	}
-	if err != nil {
-		return car.Header{}, false, err
-	}
-	b, err := l.store.Block(ctx, blocks[0])
-	if err != nil {
-		return car.Header{}, false, err
-	}
-	h, err := car.DecodeHeader(b)
-	if err != nil {
-		return car.Header{}, false, fmt.Errorf("CAR %s: %w", n, err)
-	}
-	return h, true, nil
-}
-
-// tipCandidates is the tips of a state with their heads.
-func (l *Ledger) tipCandidates(ctx context.Context, s *state) ([]candidate, error) {
-	var out []candidate
-	for _, t := range s.tips {
-		head, ok := l.tipHeads[t.CID]
-		if !ok {
-			h, found, err := l.storedHeader(ctx, t.Group[0].Name)
-			if err != nil {
-				return nil, err
-			}
-			if !found {
-				return nil, fmt.Errorf("the CAR of tip %s has no header", t.CID)
-			}
-			head = h.Head
-			l.tipHeads[t.CID] = head
-		}
-		out = append(out, candidate{Meta: t, head: head})
-	}
-	return out, nil
-}
-
 // lastChange is the highest number of a change record.
 func (v *view) lastChange() (uint64, error) {
 	for kv, err := range v.d.Scan([]byte{keyChange}, []byte{keyChange + 1}, true) {
@@ -380,19 +267,4 @@ func (v *view) countListed() (uint64, error) {
 		}
 	}
 	return n, nil
-}
-
-func splitCIDs(b []byte) ([]cid.Cid, error) {
-	var out []cid.Cid
-	for ; len(b) > 0; b = b[cidBytes:] {
-		if len(b) < cidBytes {
-			return nil, errors.New("half a CID")
-		}
-		c, err := cid.Cast(b[:cidBytes])
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, c)
-	}
-	return out, nil
 }

@@ -2,7 +2,6 @@ package ledger
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,13 +15,6 @@ import (
 	"fpnode/internal/planted"
 	"fpnode/pail"
 )
-
-// noteJoined is the note of heads that joined ours without a tip of their own, as 36-byte CIDs. JavaScript sends
-// metas whose CARs bring no block that is not here already (compactions, the empty commit of an attach). Their CARs
-// are not kept, so no tip can lead to such a head after a restart; the note does, until the next commit builds on it.
-//
-// INVARIANT: the head is the maximal events among the heads in the headers of the tips and the note.
-const noteJoined = "joined"
 
 // MergeResult says what became of each meta of a merge.
 type MergeResult struct {
@@ -52,7 +44,8 @@ func (q Quarantined) Error() string { return fmt.Sprintf("meta %s: %v", q.Meta, 
 func (q Quarantined) Unwrap() error { return q.Reason }
 
 // Merge takes in what other nodes wrote: metas and the verified CARs they came with, none of which needs to be new.
-// CARs may also have been stored before, by Stage, as they must be if they are more than one commit takes. When Merge returns, what it accepted is durable and visible.
+// CARs may also have been stored before, by Stage, as they must be if they are more than one commit takes. When Merge
+// returns, what it accepted is durable and visible.
 //
 // Each meta is judged alone, so that a bad one never hides a good one. It is accepted if its history is complete back
 // to the genesis that this ledger has too, every event's root follows from its parents and its operation, and every
@@ -140,7 +133,8 @@ func (l *Ledger) mergeNow(ctx context.Context, metas []blockstore.Meta, cars []b
 		l.behind = true
 		return m.res, l.ready(context.WithoutCancel(ctx))
 	}
-	l.log.Info("merged", "metas", len(m.res.Accepted), "cars", len(batch.CARs), "events", m.res.Events, "changed", m.res.Changed)
+	l.log.Info("merged", "metas", len(m.res.Accepted), "cars", len(batch.CARs),
+		"events", m.res.Events, "changed", m.res.Changed)
 	return m.res, nil
 }
 
@@ -169,12 +163,6 @@ type merging struct {
 	next    state
 	trie    pail.Tree
 	made    map[cid.Cid][]byte // shards of trie that no CAR holds
-}
-
-// candidate is a meta that may become a tip.
-type candidate struct {
-	blockstore.Meta
-	head []cid.Cid
 }
 
 func (l *Ledger) beginMerge(ctx context.Context, old *state, cars []blockstore.CAR) (*merging, error) {
@@ -225,6 +213,9 @@ func (m *merging) consider(ctx context.Context, meta blockstore.Meta) error {
 	case len(header.Head) > MaxHeads:
 		m.quarantine(meta, &LimitError{What: "head", Size: int64(len(header.Head)), Max: MaxHeads})
 		return nil
+	case slices.ContainsFunc(header.Head, func(c cid.Cid) bool { return c.Prefix() != tombstoneCID.Prefix() }):
+		m.quarantine(meta, fmt.Errorf("%w: its head is not of DAG-CBOR blocks with SHA2-256", clock.ErrEvent))
+		return nil
 	}
 
 	added, missing, err := m.complete(ctx, header.Head)
@@ -253,7 +244,7 @@ func (m *merging) consider(ctx context.Context, meta blockstore.Meta) error {
 // complete takes the events of a head into the index and checks that nothing is missing and nothing is wrong. added is
 // what the index has to lose again if so.
 func (m *merging) complete(ctx context.Context, head []cid.Cid) (added, missing []cid.Cid, err error) {
-	m.l.indexMu.Lock()
+	m.l.indexMu.Lock() // readers of history wait while the new events are read
 	added, err = m.replica.Index.Fill(ctx, m.blocks, head)
 	m.l.indexMu.Unlock()
 	if errors.Is(err, clock.ErrMissing) {
@@ -280,12 +271,10 @@ func (m *merging) complete(ctx context.Context, head []cid.Cid) (added, missing 
 // refusal says whether an error is about what a meta leads to, not about this node.
 func refusal(err error) bool {
 	var limit *LimitError
-	for _, target := range []error{clock.ErrGenesis, clock.ErrEvent, clock.ErrLimit, pail.ErrRoot, pail.ErrData, pail.ErrKey, pail.ErrValue, pail.ErrShard} {
-		if errors.Is(err, target) {
-			return true
-		}
-	}
-	return errors.As(err, &limit)
+	return errors.As(err, &limit) || slices.ContainsFunc([]error{
+		clock.ErrGenesis, clock.ErrEvent, clock.ErrLimit,
+		pail.ErrRoot, pail.ErrData, pail.ErrKey, pail.ErrValue, pail.ErrShard,
+	}, func(target error) bool { return errors.Is(err, target) })
 }
 
 func (m *merging) quarantine(meta blockstore.Meta, reason error) {
@@ -366,69 +355,6 @@ func (m *merging) missingEvents(ctx context.Context, head []cid.Cid) ([]cid.Cid,
 	return missing, nil
 }
 
-// verify computes the root of an event from its parents and its operation. The shards that come out and that nobody
-// brought are kept: the current ones among them will be stored, so that what JavaScript lost is mended.
-func (m *merging) verify(ctx context.Context, e cid.Cid) error {
-	res, err := m.replica.Check(ctx, e)
-	if errors.Is(err, clock.ErrMissing) {
-		// Shards of the parents are gone, as after a compaction by JavaScript.
-		if err = m.rebuildParents(ctx, e); err == nil {
-			res, err = m.replica.Check(ctx, e)
-		}
-	}
-	if errors.Is(err, clock.ErrMissing) {
-		m.res.Unchecked++
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	parents, _ := m.replica.Index.Parents(e)
-	m.linear = (m.newest == cid.Undef || m.linear) && (len(parents) == 0 || len(parents) == 1 && parents[0] == m.newest)
-	m.newest = e
-	if m.linear {
-		// Nothing else will be computed from the parent, so what it alone needed need not stay in memory.
-		for _, c := range res.Removals {
-			delete(m.blocks.extra, c)
-		}
-	}
-	return m.keepMade(ctx, res.Additions)
-}
-
-// rebuildParents makes the shards again from which the root of an event follows.
-func (m *merging) rebuildParents(ctx context.Context, e cid.Cid) error {
-	parents, _ := m.replica.Index.Parents(e)
-	if len(parents) == 0 {
-		return &clock.MissingError{CID: e}
-	}
-	a, err := m.replica.Index.CommonAncestor(parents)
-	if err != nil {
-		return err
-	}
-	shards, err := rebuild(ctx, m.replica, a)
-	if err != nil {
-		return err
-	}
-	return m.keepMade(ctx, shards)
-}
-
-// keepMade keeps blocks that are neither stored nor staged.
-func (m *merging) keepMade(ctx context.Context, blocks []car.Block) error {
-	for _, b := range blocks {
-		if _, ok := m.staged.extra[b.CID]; ok {
-			continue
-		}
-		has, err := m.l.store.Has(b.CID)
-		if err != nil {
-			return err
-		}
-		if !has {
-			m.blocks.extra[b.CID] = b.Data
-		}
-	}
-	return nil
-}
-
 // missingDocs compares the documents at a head with the current ones and lists those that are not here.
 func (m *merging) missingDocs(ctx context.Context, head []cid.Cid) ([]cid.Cid, error) {
 	if planted.MergeWithoutClosure {
@@ -453,18 +379,19 @@ func (m *merging) missingDocs(ctx context.Context, head []cid.Cid) ([]cid.Cid, e
 		if !c.New.Defined() || c.New == tombstoneCID {
 			continue
 		}
-		if b, ok := m.staged.extra[c.New]; ok {
-			if len(b) > MaxForeignDocBytes {
-				return nil, &LimitError{What: "document in bytes", Size: int64(len(b)), Max: MaxForeignDocBytes}
-			}
+		size := int64(len(m.staged.extra[c.New]))
+		if size == 0 {
+			size, err = m.l.store.Size(c.New)
+		}
+		if errors.Is(err, blockstore.ErrNotFound) {
+			missing = append(missing, c.New)
 			continue
 		}
-		has, err := m.l.store.Has(c.New)
 		if err != nil {
 			return nil, err
 		}
-		if !has {
-			missing = append(missing, c.New)
+		if size > MaxForeignDocBytes {
+			return nil, &LimitError{What: "document in bytes", Size: size, Max: MaxForeignDocBytes}
 		}
 	}
 	return missing, nil
@@ -564,24 +491,6 @@ func (m *merging) batch(ctx context.Context, fromJS bool) (blockstore.Batch, err
 	return b, nil
 }
 
-// canBeTip says whether a restart could find a meta's head: the CAR with its header is kept, and the store knows the
-// other parts of the group at least by name.
-func (m *merging) canBeTip(c candidate, kept map[blockstore.Name]bool) (bool, error) {
-	for i, r := range c.Group {
-		if kept[r.Name] {
-			continue
-		}
-		_, held, err := m.l.store.Ref(r.Name)
-		if err != nil {
-			return false, err
-		}
-		if !held && (i == 0 || !m.l.store.Known(r.Name)) {
-			return false, nil
-		}
-	}
-	return true, nil
-}
-
 // refusedCAR says whether a CAR belongs to quarantined metas only.
 func (m *merging) refusedCAR(n blockstore.Name) bool {
 	return m.refused[n] && !slices.ContainsFunc(m.metas, func(c candidate) bool {
@@ -608,55 +517,9 @@ func (m *merging) brings(c blockstore.CAR, fromJS bool) (bool, error) {
 	return false, nil
 }
 
-// heal packs the shards of the new state that nobody brought and that this merge had to make again. JavaScript loses
-// shards when a replay returns to an earlier state, and drops historic ones when it compacts. The states that count
-// are the heads, which others build on, and their common ancestor, from which the merged state is computed.
-func (m *merging) heal(ctx context.Context) (*blockstore.CAR, error) {
-	if len(m.blocks.extra) == 0 || len(m.events) == 0 {
-		return nil, nil
-	}
-	states := slices.Clone(m.head)
-	if a, err := m.replica.Index.CommonAncestor(m.head); err == nil && len(m.head) > 1 {
-		states = append(states, a)
-	}
-	var lost blockList
-	for _, e := range states {
-		_, d, err := m.replica.Event(ctx, e)
-		if err != nil {
-			return nil, err
-		}
-		for s, err := range pail.Load(m.blocks, m.l.shards, d.Root).Shards(ctx) {
-			if errors.Is(err, clock.ErrMissing) {
-				break // unchecked: it cannot be made either
-			}
-			if err != nil {
-				return nil, err
-			}
-			if data, ok := m.blocks.extra[s.CID]; ok {
-				lost.add(s.CID, data)
-			}
-		}
-	}
-	if len(lost.blocks) == 0 {
-		return nil, nil
-	}
-	m.res.Healed = len(lost.blocks)
-	c, err := m.l.packShards(lost.blocks)
-	return &c, err
-}
-
 // idle says whether a batch would change nothing.
 func (m *merging) idle(b blockstore.Batch) bool {
 	return len(b.CARs) == 0 && len(b.Drop) == 0 && b.Notes == nil && slices.Equal(metaCIDs(b.Tips), metaCIDs(m.old.tips))
-}
-
-// keepTipHeads forgets the heads of metas that are no tips.
-func (m *merging) keepTipHeads() {
-	for c := range m.l.tipHeads {
-		if !slices.ContainsFunc(m.next.tips, func(t blockstore.Meta) bool { return t.CID == c }) {
-			delete(m.l.tipHeads, c)
-		}
-	}
 }
 
 // show brings the merge into the view: new events, then the keys whose value differs between the old and the new
@@ -741,79 +604,4 @@ func (m *merging) winner(u *update, c pail.Change) (op, error) {
 		}
 	}
 	return op{}, nil
-}
-
-// tipsOf keeps the candidates that somebody needs to find head, and that nobody has replaced. A candidate is left out
-// if another one leads to everything of head it leads to, and more; if both lead to the same, the one that replaced
-// the other stays, else the one with the smaller CID. So the outcome does not depend on the order of arrival.
-func tipsOf(candidates []candidate, head []cid.Cid) []candidate {
-	current := make(map[cid.Cid]bool, len(head))
-	for _, h := range head {
-		current[h] = true
-	}
-	needed := make([][]cid.Cid, len(candidates))
-	leading := map[cid.Cid][]int{} // who leads to an event of head
-	for i, c := range candidates {
-		for _, h := range c.head {
-			if current[h] {
-				needed[i] = append(needed[i], h)
-				leading[h] = append(leading[h], i)
-			}
-		}
-	}
-	covers := func(i, j int) bool {
-		if !containsAll(needed[i], needed[j]) {
-			return false
-		}
-		if len(needed[i]) > len(needed[j]) {
-			return true
-		}
-		a, b := candidates[i], candidates[j]
-		if slices.Contains(a.Parents, b.CID) || slices.Contains(b.Parents, a.CID) {
-			return slices.Contains(a.Parents, b.CID)
-		}
-		return cmp.Compare(a.CID.KeyString(), b.CID.KeyString()) < 0
-	}
-	var out []candidate
-	for j, c := range candidates {
-		if len(needed[j]) == 0 {
-			continue
-		}
-		covered := slices.ContainsFunc(leading[needed[j][0]], func(i int) bool {
-			return i != j && candidates[i].CID != c.CID && covers(i, j)
-		})
-		if !covered && !slices.ContainsFunc(out, func(o candidate) bool { return o.CID == c.CID }) {
-			out = append(out, c)
-		}
-	}
-	slices.SortFunc(out, func(a, b candidate) int { return cmp.Compare(a.CID.KeyString(), b.CID.KeyString()) })
-	return out
-}
-
-func containsAll(big, small []cid.Cid) bool {
-	for _, c := range small {
-		if !slices.Contains(big, c) {
-			return false
-		}
-	}
-	return true
-}
-
-// orderHead is the order in which a head is kept: that of the only tip's header, which is JavaScript's if JavaScript
-// wrote it, else by text. It depends on nothing but tips and note, so a restart gives the same.
-func orderHead(head []cid.Cid, tipHeads [][]cid.Cid) []cid.Cid {
-	if len(tipHeads) == 1 && len(tipHeads[0]) == len(head) && containsAll(tipHeads[0], head) {
-		return tipHeads[0]
-	}
-	head = slices.Clone(head)
-	clock.SortText(head)
-	return head
-}
-
-func joinCIDs(l []cid.Cid) []byte {
-	var b []byte
-	for _, c := range l {
-		b = append(b, c.KeyString()...)
-	}
-	return b
 }

@@ -358,6 +358,21 @@ func TestForeignGenesisIsQuarantined(t *testing.T) {
 	wantEqual(t, "documents", empty.list(ListOptions{}), []string{`{"_id":"x"}`, `{"_id":"y"}`})
 }
 
+// The same block under another codec is another CID: an event has one name.
+func TestHeadUnderAnotherNameIsQuarantined(t *testing.T) {
+	a, b := fork(t)
+	alias := cid.NewCidV1(cid.Raw, a.Head()[0].Hash())
+	packed, err := b.pack(car.Header{Head: []cid.Cid{alias}, HasHead: true}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	meta := blockstore.NewMeta([]blockstore.Ref{packed.Ref}, nil)
+	res, err := b.Merge(t.Context(), append(a.Tips(), meta), append(b.carsOf(a), packed))
+	if err != nil || len(res.Quarantined) != 1 || len(res.Accepted) != 1 || !errors.Is(res.Quarantined[0], clock.ErrEvent) {
+		t.Errorf("%v %v", res, err)
+	}
+}
+
 func TestHeaderWithoutHeadIsQuarantined(t *testing.T) {
 	a, b := fork(t)
 	packed, err := b.pack(car.Header{}, nil)
