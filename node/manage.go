@@ -184,8 +184,13 @@ func (n *Node) bagKeys(dir, as string, names ...string) (*keyring.Keys, error) {
 
 // Export writes a ledger as JavaScript Fireproof reads it.
 func (n *Node) Export(ctx context.Context, req api.ExportRequest, progress func(api.Progress)) (api.ExportResult, error) {
-	if err := absolute(req.To); err != nil {
+	if err := n.outside(req.To); err != nil {
 		return api.ExportResult{}, err
+	}
+	if req.KeyBag != "" {
+		if err := n.outside(req.KeyBag); err != nil {
+			return api.ExportResult{}, err
+		}
 	}
 	l, err := n.Ledger(ctx, req.Ledger)
 	if err != nil {
@@ -216,7 +221,7 @@ func (n *Node) ExportBag(name, dir string) error { return n.exportBag(name, name
 
 // exportBag writes the keys of ledger name as those of the ledger as.
 func (n *Node) exportBag(name, as, dir string) error {
-	if err := absolute(dir); err != nil {
+	if err := n.outside(dir); err != nil {
 		return err
 	}
 	e, err := n.entry(name)

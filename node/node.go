@@ -352,6 +352,22 @@ func (n *Node) Remove(ctx context.Context, name string) error {
 	return nil
 }
 
+// outside refuses paths to write to that are inside the home: what is
+// written there by others can keep it from opening.
+func (n *Node) outside(path string) error {
+	if err := absolute(path); err != nil {
+		return err
+	}
+	home, err := filepath.Abs(n.cfg.Home)
+	if err != nil {
+		return err
+	}
+	if rel, err := filepath.Rel(home, path); err == nil && filepath.IsLocal(rel) {
+		return &api.Error{Code: api.Misuse, Message: fmt.Sprintf("%s is inside the home of this node", path), Hint: "name a directory elsewhere"}
+	}
+	return nil
+}
+
 // absolute refuses paths that would depend on where the node was started.
 func absolute(path string) error {
 	if !filepath.IsAbs(path) {
