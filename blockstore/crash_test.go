@@ -128,7 +128,7 @@ func (h *history) commit(l *blockstore.Ledger, rng *rand.Rand) error {
 // TestCommitSurvivesCrash stops the machine at thousands of moments: while a home is made, while commits run, while
 // segments roll, while the index is written out, and while it is opened again.
 func TestCommitSurvivesCrash(t *testing.T) {
-	want := 2000
+	want := 2000 / raceStride
 	if testing.Short() {
 		want = 200
 	}

@@ -151,7 +151,7 @@ func TestEveryCut(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, index %v", tt.name, index), func(t *testing.T) {
 				t.Parallel()
 				bench := d.bench(t)
-				for cut := from; cut < len(d.files[last]); cut++ {
+				for cut := from; cut < len(d.files[last]); cut += raceStride {
 					l, err := bench.open(t, last, d.files[last][:cut], index)
 					if index {
 						if err := wantCorrupt(err, d.paths[last], -1); err != nil {
@@ -220,7 +220,7 @@ func TestEveryFlip(t *testing.T) {
 			t.Parallel()
 			bench := d.bench(t)
 			rng := rand.New(rand.NewPCG(1, uint64(n)))
-			for i := range d.files[n] {
+			for i := 0; i < len(d.files[n]); i += raceStride {
 				b := bytes.Clone(d.files[n])
 				b[i] ^= 1 << rng.IntN(8)
 				l, err := bench.open(t, n, b, false)
@@ -241,7 +241,7 @@ func TestEveryFlip(t *testing.T) {
 			t.Parallel()
 			bench := d.bench(t)
 			rng := rand.New(rand.NewPCG(2, uint64(n)))
-			for i := range d.files[n] {
+			for i := 0; i < len(d.files[n]); i += raceStride {
 				b := bytes.Clone(d.files[n])
 				b[i] ^= 1 << rng.IntN(8)
 				if err := bench.flipWithIndex(t, n, i, b); err != nil {
@@ -306,7 +306,7 @@ func TestDamagedIndex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cars := fill(t, openLedger(t, s, 1), 1, 300)
+	cars := fill(t, openLedger(t, s, 1), 1, 100)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -315,10 +315,7 @@ func TestDamagedIndex(t *testing.T) {
 		t.Fatal(err)
 	}
 	slices.Sort(names)
-	rounds := 12
-	if testing.Short() {
-		rounds = 3
-	}
+	rounds := 12 / raceStride
 	rng := rand.New(rand.NewPCG(3, 3))
 	noticed := 0
 	for _, name := range names {

@@ -21,7 +21,7 @@ import (
 // was acknowledged is there, what was refused is not, reads go on, a full disk is called so, no file stays open, and
 // once the fault has passed the store works, at the latest after it was opened again.
 func TestEveryFault(t *testing.T) {
-	step := 1
+	step := raceStride
 	if testing.Short() {
 		step = 7
 	}

@@ -70,7 +70,7 @@ func TestOpenMakesADamagedIndexAnew(t *testing.T) {
 	}
 	damaged := 0
 	for path, b := range sstables(t, mem) {
-		for i := 0; i < len(b); i += 7 {
+		for i := 0; i < len(b); i += 7 * raceStride {
 			fs := copyHome(t, mem)
 			flipped := append([]byte(nil), b...)
 			flipped[i] ^= 0x55

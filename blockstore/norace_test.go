@@ -1,0 +1,5 @@
+//go:build !race
+
+package blockstore_test
+
+const raceStride = 1
