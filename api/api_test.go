@@ -575,3 +575,16 @@ func TestHeaderIsBounded(t *testing.T) {
 		t.Errorf("a header over the limit: %v", err)
 	}
 }
+
+// A node that is killed while it answers leaves half an answer.
+func TestAnswerThatBreaksOff(t *testing.T) {
+	err := ended(t.Context(), fmt.Errorf("reading the answer: %w", io.ErrUnexpectedEOF))
+	if e, ok := errors.AsType[*Error](err); !ok || e.Code != Failed || e.Hint == "" {
+		t.Errorf("ended: %v, want an error with a hint", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := ended(ctx, io.ErrUnexpectedEOF); !errors.Is(err, context.Canceled) {
+		t.Errorf("ended after a cancel: %v", err)
+	}
+}

@@ -115,10 +115,14 @@ func list[T any](ctx context.Context, c *Client, method, route string, query url
 	}
 }
 
-// ended prefers "cancelled" to what cancelling broke.
+// ended prefers "cancelled" to what cancelling broke, and has words for an
+// answer without an end.
 func ended(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return &Error{Code: Failed, Message: "the answer broke off in the middle", Hint: "is the node still running? its own output says more"}
 	}
 	return err
 }
