@@ -225,16 +225,4 @@ func verify(s *blockstore.Store, l *blockstore.Ledger, c *blockstore.CAR) error 
 	return nil
 }
 
-// logTo makes a test's log that of a store.
-func logTo(t testing.TB) *slog.Logger {
-	return slog.New(slog.NewTextHandler(testWriter{t}, nil))
-}
-
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Log(string(bytes.TrimRight(p, "\n")))
-	return len(p), nil
-}
-
 func logInto(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }

@@ -134,7 +134,7 @@ func (l *Ledger) versions(id string) ([]version, error) {
 
 // placeOps adds to ops where their events stand, and sorts them newest first.
 func (l *Ledger) placeOps(id string, ops []op) ([]version, error) {
-	e, ok, err := l.view.get(id)
+	e, _, err := l.view.get(id) // no document that has ops lacks an entry
 	if err != nil {
 		return nil, err
 	}
@@ -146,9 +146,11 @@ func (l *Ledger) placeOps(id string, ops []op) ([]version, error) {
 	out := make([]version, len(ops))
 	for i, o := range ops {
 		v := version{op: o, event: x.At(o.seq)}
-		if v.height, ok = x.Height(v.event); !ok {
+		height, ok := x.Height(v.event)
+		if !ok {
 			return nil, fmt.Errorf("event %d: %w", o.seq, clock.ErrMissing)
 		}
+		v.height = height
 		v.parents, _ = x.Parents(v.event)
 		out[i] = v
 	}
