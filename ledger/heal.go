@@ -16,10 +16,11 @@ import (
 // verify computes the root of an event from its parents and its operation. The shards that come out and that nobody
 // brought are kept: the current ones among them will be stored, so that what JavaScript lost is mended.
 func (m *merging) verify(ctx context.Context, e cid.Cid) error {
+	parents, _ := m.replica.Index.Parents(e)
 	res, err := m.replica.Check(ctx, e)
-	if errors.Is(err, clock.ErrMissing) {
+	if errors.Is(err, clock.ErrMissing) && len(parents) > 0 {
 		// Shards of the parents are gone, as after a compaction by JavaScript.
-		if err = m.rebuildParents(ctx, e); err == nil {
+		if err = m.rebuildBelow(ctx, parents); err == nil {
 			res, err = m.replica.Check(ctx, e)
 		}
 	}
@@ -30,7 +31,6 @@ func (m *merging) verify(ctx context.Context, e cid.Cid) error {
 	if err != nil {
 		return err
 	}
-	parents, _ := m.replica.Index.Parents(e)
 	m.linear = (m.newest == cid.Undef || m.linear) && (len(parents) == 0 || len(parents) == 1 && parents[0] == m.newest)
 	m.newest = e
 	if m.linear {
@@ -42,13 +42,9 @@ func (m *merging) verify(ctx context.Context, e cid.Cid) error {
 	return m.keepMade(ctx, res.Additions)
 }
 
-// rebuildParents makes the shards again from which the root of an event follows.
-func (m *merging) rebuildParents(ctx context.Context, e cid.Cid) error {
-	parents, _ := m.replica.Index.Parents(e)
-	if len(parents) == 0 {
-		return &clock.MissingError{CID: e}
-	}
-	a, err := m.replica.Index.CommonAncestor(parents)
+// rebuildBelow makes the shards again from which the state of several events follows: those of their common ancestor.
+func (m *merging) rebuildBelow(ctx context.Context, events []cid.Cid) error {
+	a, err := m.replica.Index.CommonAncestor(events)
 	if err != nil {
 		return err
 	}
@@ -89,20 +85,8 @@ func (m *merging) heal(ctx context.Context) (*blockstore.CAR, error) {
 	}
 	var lost blockList
 	for _, e := range states {
-		_, d, err := m.replica.Event(ctx, e)
-		if err != nil {
+		if err := m.collectMade(ctx, e, &lost); err != nil {
 			return nil, err
-		}
-		for s, err := range pail.Load(m.blocks, m.l.shards, d.Root).Shards(ctx) {
-			if errors.Is(err, clock.ErrMissing) {
-				break // unchecked: it cannot be made either
-			}
-			if err != nil {
-				return nil, err
-			}
-			if data, ok := m.blocks.extra[s.CID]; ok {
-				lost.add(s.CID, data)
-			}
 		}
 	}
 	if len(lost.blocks) == 0 {
@@ -113,23 +97,108 @@ func (m *merging) heal(ctx context.Context) (*blockstore.CAR, error) {
 	return &c, err
 }
 
-// rootAt is the trie at a head. If shards of the heads' common ancestor are gone they are made again from the events
-// and put into blocks.
-func rootAt(ctx context.Context, r *pail.Replica, blocks *overlay, head []cid.Cid) (pail.Result, error) {
-	res, err := r.Root(ctx, head)
-	if !errors.Is(err, clock.ErrMissing) {
-		return res, err
+// collectMade adds to lost the shards of an event's root that nobody brought.
+func (m *merging) collectMade(ctx context.Context, e cid.Cid, lost *blockList) error {
+	_, d, err := m.replica.Event(ctx, e)
+	if err != nil {
+		return err
 	}
+	// Without the cache, which can hold shards that are stored nowhere.
+	collect := func() error {
+		for s, err := range pail.Load(m.blocks, nil, d.Root).Shards(ctx) {
+			if err != nil {
+				return err
+			}
+			if data, ok := m.blocks.extra[s.CID]; ok {
+				lost.add(s.CID, data)
+			}
+		}
+		return nil
+	}
+	err = collect()
+	if !errors.Is(err, clock.ErrMissing) {
+		return err
+	}
+	shards, err := rebuild(ctx, m.replica, e)
+	if errors.Is(err, clock.ErrMissing) {
+		return nil // an unchecked event: its root cannot be made
+	}
+	if err == nil {
+		err = m.keepMade(ctx, shards)
+	}
+	if err != nil {
+		return err
+	}
+	return collect()
+}
+
+// mend finds out whether the trie that a catch-up arrives at can be read as far as it is new, and if not makes it
+// again.
+func (m *merging) mend(ctx context.Context) error {
+	for _, err := range pail.Diff(ctx, m.l.trieOf(m.old), m.trie) {
+		if errors.Is(err, clock.ErrMissing) {
+			m.made, err = m.l.remake(ctx, m.replica, m.blocks, m.head)
+			m.trie = pail.Load(m.blocks, m.l.shards, m.next.root)
+			return err
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mend makes the shards of the current trie again that the store lacks. The next commit stores them.
+func (l *Ledger) mend(ctx context.Context, s *state) error {
+	if len(s.head) == 0 {
+		return nil
+	}
+	x, err := l.loadedIndex()
+	if err != nil {
+		return err
+	}
+	blocks := newOverlay(l.base)
+	made, err := l.remake(ctx, &pail.Replica{Blocks: blocks, Index: x}, blocks, s.head)
+	if err != nil {
+		return err
+	}
+	l.log.Warn("shards of the current trie were lost and are made again", "shards", len(made))
+	l.blocks = newOverlay(l.base)
+	l.blocks.extra, l.merged = made, len(s.head) > 1
+	return nil
+}
+
+// remake makes the trie at a head from the events alone, puts it into blocks, and returns the shards that the store
+// lacks.
+func (l *Ledger) remake(ctx context.Context, r *pail.Replica, blocks *overlay, head []cid.Cid) (map[cid.Cid][]byte, error) {
 	a, err := r.Index.CommonAncestor(head)
 	if err != nil {
-		return pail.Result{}, err
+		return nil, err
 	}
 	shards, err := rebuild(ctx, r, a)
 	if err != nil {
-		return pail.Result{}, err
+		return nil, err
 	}
 	blocks.add(shards)
-	return r.Root(ctx, head)
+	res, err := r.Root(ctx, head)
+	if err != nil {
+		return nil, err
+	}
+	blocks.add(res.Additions)
+	lost := map[cid.Cid][]byte{}
+	for s, err := range res.Tree.Shards(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		has, err := l.store.Has(s.CID)
+		if err != nil {
+			return nil, err
+		}
+		if !has {
+			lost[s.CID] = s.Data
+		}
+	}
+	return lost, nil
 }
 
 // rebuild makes the shards of an event's root from the events alone: the operations since the genesis, in the order

@@ -124,6 +124,9 @@ func (l *Ledger) catchUp(ctx context.Context, old *state, tips []blockstore.Meta
 	}
 	m.next.tips, m.next.joined, m.next.head = tips, joined, orderHead(m.head, tipHeads)
 	m.recount = true
+	if err := m.mend(ctx); err != nil {
+		return fmt.Errorf("reading the trie of the tips: %w", err)
+	}
 	return m.show(ctx)
 }
 
@@ -148,8 +151,10 @@ func (l *Ledger) readyTrie(ctx context.Context, s *state) error {
 	if err != nil {
 		return err
 	}
-	made := newOverlay(l.blocks)
-	res, err := rootAt(ctx, &pail.Replica{Blocks: made, Index: x, Cache: l.shards}, made, s.head)
+	res, err := (&pail.Replica{Blocks: newOverlay(l.base), Index: x, Cache: l.shards}).Root(ctx, s.head)
+	if errors.Is(err, clock.ErrMissing) {
+		return l.mend(ctx, s)
+	}
 	if err != nil {
 		return fmt.Errorf("computing the merged root: %w", err)
 	}

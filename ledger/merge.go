@@ -356,7 +356,7 @@ func (m *merging) missingEvents(ctx context.Context, head []cid.Cid) ([]cid.Cid,
 }
 
 // missingDocs compares the documents at a head with the current ones and lists those that are not here.
-func (m *merging) missingDocs(ctx context.Context, head []cid.Cid) ([]cid.Cid, error) {
+func (m *merging) missingDocs(ctx context.Context, head []cid.Cid) (missing []cid.Cid, err error) {
 	if planted.MergeWithoutClosure {
 		return nil, nil
 	}
@@ -368,9 +368,8 @@ func (m *merging) missingDocs(ctx context.Context, head []cid.Cid) ([]cid.Cid, e
 	if err != nil {
 		return nil, err
 	}
-	var missing []cid.Cid
 	for c, err := range pail.Diff(ctx, m.l.trieOf(m.old), there.Tree) {
-		if errors.As(err, &gone) {
+		if errors.As(err, &gone) { // a shard that rebuilding did not give: only below an unchecked event
 			return append(missing, gone.CID), nil
 		}
 		if err != nil {
@@ -397,9 +396,16 @@ func (m *merging) missingDocs(ctx context.Context, head []cid.Cid) ([]cid.Cid, e
 	return missing, nil
 }
 
-// root is the trie at a head, made from the events if shards are gone.
+// root is the trie at a head. If shards of the heads' common ancestor are gone they are made again from the events.
 func (m *merging) root(ctx context.Context, head []cid.Cid) (pail.Result, error) {
-	return rootAt(ctx, m.replica, m.blocks, head)
+	res, err := m.replica.Root(ctx, head)
+	if !errors.Is(err, clock.ErrMissing) {
+		return res, err
+	}
+	if err := m.rebuildBelow(ctx, head); err != nil {
+		return pail.Result{}, err
+	}
+	return m.replica.Root(ctx, head)
 }
 
 // settle computes the new head and its trie.

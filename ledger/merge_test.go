@@ -473,6 +473,61 @@ func TestLostShardsAreHealed(t *testing.T) {
 	}
 }
 
+// A store that lacks shards of its current trie, as JavaScript leaves them, opens, is written to, and is whole again
+// with the next commit, whether the loss is met while opening or while writing.
+func TestShardsLostOnDiskAreMended(t *testing.T) {
+	for _, heads := range []int{1, 2} {
+		a, b := fork(t)
+		for i := range 20 {
+			a.put(fmt.Sprintf(`{"_id":"long-common-prefix-%d","n":%d}`, i, i))
+		}
+		if heads == 2 {
+			a.mergeFrom(b)
+		}
+		want := a.dump()
+		c := newHome(t)
+		c.mustTake(a, func(b car.Block) bool { return !strings.HasPrefix(string(b.Data), "\xa5\x66prefix") })
+		for range 2 { // the second time the view is there
+			c.reopen()
+			wantEqual(t, "state", c.dump(), want)
+		}
+		c.put(`{"_id":"long-common-prefix-5","n":"new"}`)
+		c.reopen()
+		c.put(`{"_id":"long-common-prefix-6","n":"new"}`)
+		c.checkRoot()
+		for s, err := range must(c.Trie(t.Context())).Shards(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ok, err := c.cars.Has(s.CID); err != nil || !ok {
+				t.Errorf("shard %s is not stored", s.CID)
+			}
+		}
+	}
+}
+
+// mustTake commits the blocks of another home that keep lets through, with its head, past every check.
+func (h *home) mustTake(o *home, keep func(car.Block) bool) {
+	h.tb.Helper()
+	var blocks []car.Block
+	for _, x := range h.carsOf(o) {
+		_, header := x.Header()
+		for i, s := range x.Blocks() {
+			if (i > 0 || !header) && keep(s.Block) {
+				blocks = append(blocks, s.Block)
+			}
+		}
+	}
+	packed, err := h.pack(car.Header{Head: o.Head(), HasHead: true}, blocks)
+	if err != nil {
+		h.tb.Fatal(err)
+	}
+	tips := []blockstore.Meta{blockstore.NewMeta([]blockstore.Ref{packed.Ref}, nil)}
+	if err := h.cars.Commit(h.tb.Context(), nil, blockstore.Batch{CARs: []blockstore.CAR{packed}, Tips: tips}); err != nil {
+		h.tb.Fatal(err)
+	}
+}
+
 // A fork from a point whose shards a compaction dropped is merged all the same.
 func TestForkOlderThanCompaction(t *testing.T) {
 	a, b := newHome(t), newHome(t)

@@ -198,11 +198,18 @@ func (l *Ledger) commitGroup(jobs []*job) {
 		return
 	}
 	old := l.state.Load()
-	g := l.beginGroup(old)
+	g, errs := l.applyGroup(ctx, old, jobs)
+	if slices.ContainsFunc(errs, func(err error) bool { return errors.Is(err, clock.ErrMissing) }) {
+		if err := l.mend(ctx, old); err != nil {
+			l.log.Error("lost shards cannot be made again", "err", err)
+		} else {
+			g, errs = l.applyGroup(ctx, old, jobs)
+		}
+	}
 	applied := make([]*job, 0, len(jobs))
-	for _, j := range jobs {
-		if err := g.apply(ctx, j); err != nil {
-			j.done <- err
+	for i, j := range jobs {
+		if errs[i] != nil {
+			j.done <- errs[i]
 			continue
 		}
 		applied = append(applied, j)
@@ -215,6 +222,16 @@ func (l *Ledger) commitGroup(jobs []*job) {
 		err = l.commit(ctx, old, g)
 	}
 	settle(applied, err)
+}
+
+// applyGroup begins a group and adds the jobs to it. The errors are those of the jobs that could not be applied.
+func (l *Ledger) applyGroup(ctx context.Context, old *state, jobs []*job) (*group, []error) {
+	g := l.beginGroup(old)
+	errs := make([]error, len(jobs))
+	for i, j := range jobs {
+		errs[i] = g.apply(ctx, j)
+	}
+	return g, errs
 }
 
 func settle(jobs []*job, err error) {
