@@ -147,10 +147,11 @@ func (l *Ledger) Commit(ctx context.Context, old []cid.Cid, b Batch) error {
 	// again, which finds the commit in the log.
 	batch := l.s.index.db.NewBatch()
 	defer batch.Close()
-	if err := apply(batch, num, &st, &r, &p.rec, p.keyIDs); err != nil {
-		return l.s.poisonWith(fmt.Errorf("indexing a commit: %w: %v", ErrPoisoned, err))
+	err = errors.Join(apply(batch, num, &st, &r, &p.rec, p.keyIDs), setState(batch, num, &st))
+	if err == nil {
+		err = l.s.index.commit(batch)
 	}
-	if err := l.s.index.commit(batch); err != nil {
+	if err != nil {
 		return l.s.poisonWith(fmt.Errorf("indexing a commit: %w: %v", ErrPoisoned, err))
 	}
 	l.state, l.sealing, l.roll = st, sealing, false

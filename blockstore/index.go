@@ -327,7 +327,7 @@ func uvarints(b []byte, dst []int64) error {
 }
 
 // apply adds one run to the index. Commit and replay both come here, so that a rebuilt index is the one that grew.
-// st is the state before the run and becomes the state after it; at is where the body begins.
+// st is the state before the run and becomes the state after it.
 func apply(b *pebble.Batch, num uint32, st *logState, r *run, rec *record, keyIDs [][32]byte) error {
 	var sets setter
 	sets.b = b
@@ -376,8 +376,12 @@ func apply(b *pebble.Batch, num uint32, st *logState, r *run, rec *record, keyID
 		sets.set(append(inKey(num, keyNote), k...), v)
 	}
 	st.end, st.seq, st.chain = r.end(), r.header.seq, r.chain
-	sets.set(inKey(num, keyState), appendState(sets.value(), st))
 	return sets.err
+}
+
+// setState ends a batch of runs.
+func setState(b *pebble.Batch, num uint32, st *logState) error {
+	return b.Set(inKey(num, keyState), appendState(nil, st), nil)
 }
 
 // setter collects the first error of many writes and reuses one buffer for their values.

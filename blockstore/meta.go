@@ -99,23 +99,28 @@ func appendMeta(b []byte, m Meta) []byte {
 }
 
 func readMeta(r *dagcbor.Reader) (Meta, error) {
-	var block []byte
-	if r.Kind() == dagcbor.KindArray {
-		if n := r.ArrayLen(); n != 2 {
-			return Meta{}, fmt.Errorf("meta of %d fields", n)
+	if r.Kind() != dagcbor.KindArray {
+		block := bytes.Clone(r.Bytes())
+		if err := r.Err(); err != nil {
+			return Meta{}, err
 		}
-		names, parents := r.Bytes(), r.Bytes()
-		if len(names)%digestBytes != 0 || len(parents)%digestBytes != 0 {
-			return Meta{}, errors.New("meta with half a digest")
-		}
-		block = encodeMeta(names, parents)
-	} else {
-		block = bytes.Clone(r.Bytes())
+		return ParseMeta(block)
 	}
+	if n := r.ArrayLen(); n != 2 {
+		return Meta{}, fmt.Errorf("meta of %d fields", n)
+	}
+	names, parents := r.Bytes(), r.Bytes()
 	if err := r.Err(); err != nil {
 		return Meta{}, err
 	}
-	return ParseMeta(block)
+	if len(names) == 0 || len(names) > MaxGroup*digestBytes || len(names)%digestBytes != 0 || len(parents)%digestBytes != 0 {
+		return Meta{}, errors.New("meta with half a digest, or with too few or too many")
+	}
+	var group []Ref
+	for _, c := range cidsFromDigests(car.CodecName, names) {
+		group = append(group, Ref{Name: Name{c}})
+	}
+	return NewMeta(group, cidsFromDigests(cid.DagCBOR, parents)), nil
 }
 
 // digests joins the digests of CIDs if all are of the one codec.
@@ -131,11 +136,7 @@ func digests(list []cid.Cid, codec uint64) ([]byte, bool) {
 	return b, true
 }
 
-// encodeMeta is EncodeMeta on joined digests.
-func encodeMeta(names, parents []byte) []byte {
-	return car.EncodeMeta(cidsFromDigests(car.CodecName, names), cidsFromDigests(cid.DagCBOR, parents))
-}
-
+// cidsFromDigests takes joined digests apart.
 func cidsFromDigests(codec uint64, b []byte) []cid.Cid {
 	list := make([]cid.Cid, 0, len(b)/digestBytes)
 	for ; len(b) > 0; b = b[digestBytes:] {

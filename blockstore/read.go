@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"sync/atomic"
 
@@ -431,8 +432,8 @@ func (l *Ledger) BlocksOf(ctx context.Context, n Name) ([]cid.Cid, error) {
 }
 
 // readRecord reads a run that must be good.
-func (l *Ledger) readRecord(f *handle, s *segmentSealer, segment uint32, off, limit int64) (run, record, error) {
-	r, err := readRun(f.File, s, off, limit)
+func (l *Ledger) readRecord(f io.ReaderAt, s *segmentSealer, segment uint32, off, limit int64) (run, record, error) {
+	r, err := readRun(f, s, off, limit)
 	if err != nil {
 		return r, record{}, l.damaged(segment, off, err)
 	}

@@ -175,15 +175,13 @@ func sizeOf(f *handle) (int64, error) {
 	return info.Size(), nil
 }
 
-// scratchBytes is how much of a body is in memory at once while a log is read.
-const scratchBytes = 1 << 20
-
 // replayer indexes runs.
 type replayer struct {
 	l    *Ledger
 	st   logState
 	b    *pebble.Batch
-	torn bool // the last segment ends in bytes that are no run
+	f    *window // of the segment
+	torn bool    // the last segment ends in bytes that are no run
 
 	runs    int
 	bytes   int64
@@ -228,18 +226,19 @@ func (w *replayer) segment(n uint32, h, next segmentHeader, more bool) error {
 	if want := min(scratchBytes, limit-off); int64(len(w.scratch)) < want {
 		w.scratch = make([]byte, want)
 	}
+	w.f = newWindow(f, limit-off)
 	for off < limit {
-		r, err := readRun(f.File, &sealing, off, limit)
+		r, err := readRun(w.f, &sealing, off, limit)
 		if err == nil && (r.header.seq != w.st.seq+1 || r.header.chain != w.st.chain) {
 			err = badRun{errors.New("run does not follow the one before it")}
 		}
 		if err == nil {
-			err = checkRun(f.File, &r, w.scratch)
+			err = checkRun(w.f, &r, w.scratch)
 		}
 		var bad badRun
 		if errors.As(err, &bad) && bad.error == errSealed {
 			// Neither a crash nor damage leaves a right checksum behind.
-			whole, err := w.whole(f, off, limit)
+			whole, err := w.whole(off, limit)
 			if err != nil {
 				return err
 			}
@@ -251,7 +250,7 @@ func (w *replayer) segment(n uint32, h, next segmentHeader, more bool) error {
 		case errors.As(err, &bad) && more:
 			return l.corrupt(n, off, adviceRestore, "%v, and the log goes on", bad)
 		case errors.As(err, &bad):
-			found, err := findRun(f.File, &sealing, off+1, size)
+			found, err := findRun(w.f, &sealing, off+1, size)
 			if err != nil {
 				return err
 			}
@@ -264,7 +263,7 @@ func (w *replayer) segment(n uint32, h, next segmentHeader, more bool) error {
 		case err != nil:
 			return err
 		}
-		if err := w.run(f, h, &r); err != nil {
+		if err := w.run(h, &r); err != nil {
 			return err
 		}
 		off = r.end()
@@ -273,17 +272,17 @@ func (w *replayer) segment(n uint32, h, next segmentHeader, more bool) error {
 }
 
 // whole says whether a run lies at off with its checksum, whatever its metadata is sealed under.
-func (w *replayer) whole(f *handle, off, limit int64) (bool, error) {
+func (w *replayer) whole(off, limit int64) (bool, error) {
 	r := run{off: off}
 	var head [runHeaderBytes]byte
-	if err := readFull(f.File, head[:], off); err != nil {
+	if err := readFull(w.f, head[:], off); err != nil {
 		return false, err
 	}
 	var err error
 	if r.header, err = parseRunHeader(head[:]); err != nil || r.end() > limit {
 		return false, nil
 	}
-	err = checkRun(f.File, &r, w.scratch)
+	err = checkRun(w.f, &r, w.scratch)
 	if errors.As(err, new(badRun)) {
 		return false, nil
 	}
@@ -291,7 +290,7 @@ func (w *replayer) whole(f *handle, off, limit int64) (bool, error) {
 }
 
 // run indexes one good run.
-func (w *replayer) run(f *handle, h segmentHeader, r *run) error {
+func (w *replayer) run(h segmentHeader, r *run) error {
 	rec, err := parseRecord(r.meta, r.header.bodyLen)
 	if err != nil { // it authenticates, so it is what was written
 		return w.l.corrupt(h.number, r.off, "a newer release may be able to read it", "%v", err)
@@ -300,7 +299,7 @@ func (w *replayer) run(f *handle, h segmentHeader, r *run) error {
 	at := r.body()
 	for i := range rec.cars {
 		c := &rec.cars[i]
-		if err := readFull(f.File, keyIDs[i][:], at+c.size-int64(len(keyIDs[i]))); err != nil {
+		if err := readFull(w.f, keyIDs[i][:], at+c.size-int64(len(keyIDs[i]))); err != nil {
 			return err
 		}
 		at += c.size + c.nodesLen()
@@ -326,6 +325,9 @@ func (w *replayer) run(f *handle, h segmentHeader, r *run) error {
 }
 
 func (w *replayer) commit() error {
+	if err := setState(w.b, w.l.number.Load(), &w.st); err != nil {
+		return fmt.Errorf("indexing a commit: %w", err)
+	}
 	if err := w.l.s.index.commit(w.b); err != nil {
 		return err
 	}

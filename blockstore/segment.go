@@ -7,10 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"strconv"
 	"strings"
-
-	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // A ledger's log is its segment files, 000001.seg and so on: append-only, each a header and then runs. A run is one
@@ -203,7 +202,7 @@ func (r *run) end() int64  { return r.off + r.header.size() }
 
 // readRun reads the run at off of a segment whose log may reach to limit, without the body. The error is a badRun if
 // the bytes are no run, any other if they could not be read.
-func readRun(f vfs.File, s *segmentSealer, off, limit int64) (run, error) {
+func readRun(f io.ReaderAt, s *segmentSealer, off, limit int64) (run, error) {
 	r := run{off: off}
 	var head [runHeaderBytes]byte
 	if off+runHeaderBytes > limit {
@@ -230,7 +229,7 @@ func readRun(f vfs.File, s *segmentSealer, off, limit int64) (run, error) {
 }
 
 // checkRun reads the whole run again and compares its checksum.
-func checkRun(f vfs.File, r *run, scratch []byte) error {
+func checkRun(f io.ReaderAt, r *run, scratch []byte) error {
 	sum := uint32(0)
 	end := r.end() - runTrailerBytes
 	for off := r.off; off < end; {
@@ -253,7 +252,7 @@ func checkRun(f vfs.File, r *run, scratch []byte) error {
 
 // findRun looks for any run header with a right checksum from off on, in a part of a segment that is no run. It returns
 // -1 if there is none. With a sealer the metadata must authenticate too.
-func findRun(f vfs.File, s *segmentSealer, off, size int64) (int64, error) {
+func findRun(f io.ReaderAt, s *segmentSealer, off, size int64) (int64, error) {
 	const window = 1 << 20
 	buf := make([]byte, max(0, min(window+runHeaderBytes, size-off)))
 	for ; off < size; off += window {
@@ -285,8 +284,38 @@ func findRun(f vfs.File, s *segmentSealer, off, size int64) (int64, error) {
 	return -1, nil
 }
 
+// window reads a file from front to back with few system calls, ahead of what is asked for. Like the file it may be
+// read at any place. It is not safe for concurrent use.
+type window struct {
+	io.ReaderAt
+	off int64
+	buf []byte
+}
+
+// newWindow returns a window on a file of size bytes.
+func newWindow(f io.ReaderAt, size int64) *window {
+	return &window{ReaderAt: f, buf: make([]byte, 0, max(1, min(scratchBytes, size)))}
+}
+
+func (w *window) ReadAt(b []byte, off int64) (int, error) {
+	if len(b) > cap(w.buf) {
+		return w.ReaderAt.ReadAt(b, off)
+	}
+	if off < w.off || off+int64(len(b)) > w.off+int64(len(w.buf)) {
+		n, err := w.ReaderAt.ReadAt(w.buf[:cap(w.buf)], off)
+		if n < len(b) {
+			return copy(b, w.buf[:n]), err
+		}
+		w.off, w.buf = off, w.buf[:n]
+	}
+	return copy(b, w.buf[off-w.off:]), nil
+}
+
+// scratchBytes is how much of a log is in memory at once while it is read.
+const scratchBytes = 1 << 20
+
 // readFull fills b from off. The caller knows that the file is long enough.
-func readFull(f vfs.File, b []byte, off int64) error {
+func readFull(f io.ReaderAt, b []byte, off int64) error {
 	n, err := f.ReadAt(b, off)
 	if n == len(b) {
 		return nil
