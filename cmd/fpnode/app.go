@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -52,7 +53,7 @@ func terminal(w any) int {
 // say writes a line of talk, after what has been answered so far.
 func (a *app) say(format string, args ...any) {
 	a.out.Flush() // an error of stdout comes up at the end
-	fmt.Fprintf(a.err, "fpnode: "+format+"\n", args...)
+	fmt.Fprintln(a.err, visible(fmt.Sprintf("fpnode: "+format, args...)))
 }
 
 // fail tells what went wrong and returns the exit code.
@@ -91,14 +92,24 @@ func misuse(format string, args ...any) error {
 
 // print writes a line of the answer.
 func (a *app) print(format string, args ...any) {
-	fmt.Fprintf(a.out, format+"\n", args...)
+	fmt.Fprintln(a.out, visible(fmt.Sprintf(format, args...)))
 }
 
-// object writes v as one line of JSON.
+// object writes v as one line of JSON. Programs get the characters as they
+// are, a terminal gets those that it would obey as escapes.
 func (a *app) object(v any) error {
-	enc := json.NewEncoder(a.out)
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
+	if err := enc.Encode(v); err != nil {
+		return err
+	}
+	if a.outFd >= 0 {
+		_, err := a.out.WriteString(visible(b.String()))
+		return err
+	}
+	_, err := a.out.Write(b.Bytes())
+	return err
 }
 
 // homeDir is --home, else FPNODE_HOME, else the XDG data directory.

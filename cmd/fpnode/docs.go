@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -276,13 +278,38 @@ func (a *app) indented(doc json.RawMessage) error {
 // row prints a name and a value on one line. On a terminal the line is cut
 // to the width of the screen; elsewhere it is whole.
 func (a *app) row(name string, value json.RawMessage) {
-	line := name + "  " + string(value)
+	line := visible(name + "  " + string(value))
 	if a.outFd >= 0 {
 		if width, _, err := term.GetSize(a.outFd); err == nil {
 			line = cut(line, width)
 		}
 	}
 	a.print("%s", line)
+}
+
+// visible writes the characters that a terminal would obey, and those that
+// turn text around, as JSON escapes them. Line ends stay.
+func visible(s string) string {
+	if !strings.ContainsFunc(s, obeyed) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if obeyed(r) {
+			fmt.Fprintf(&b, `\u%04x`, r)
+			continue
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}
+
+// cell is visible text that fits into a cell of a table, on one line.
+func cell(s string) string { return strings.ReplaceAll(visible(s), "\n", `\u000a`) }
+
+// obeyed is true for control characters, and for Unicode's Bidi_Control.
+func obeyed(r rune) bool {
+	return r != '\n' && unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r)
 }
 
 // cut shortens s to width runes.

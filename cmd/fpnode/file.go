@@ -226,7 +226,7 @@ func (a *app) fileLs() *cobra.Command {
 				if f.Modified != 0 {
 					when = time.UnixMilli(f.Modified).UTC().Format(time.RFC3339)
 				}
-				fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", f.Name, size(f.Size), f.Type, when)
+				fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", cell(f.Name), size(f.Size), cell(f.Type), when)
 			}
 			return table.Flush()
 		}),

@@ -61,7 +61,7 @@ func (a *app) ledgerLs() *cobra.Command {
 					fmt.Fprintln(table, "NAME\tDOCS\tCOMMITS\tSIZE\tHEAD")
 				}
 				if info.Error != nil {
-					fmt.Fprintf(table, "%s\t-\t-\t-\t%s\n", info.Name, info.Error.Message)
+					fmt.Fprintf(table, "%s\t-\t-\t-\t%s\n", info.Name, cell(info.Error.Message))
 					continue
 				}
 				fmt.Fprintf(table, "%s\t%d\t%d\t%s\t%s\n", info.Name, info.Docs, info.Cars, size(info.Bytes), heads(info.Head))

@@ -32,7 +32,7 @@ func (m *meter) show(p api.Progress) {
 		m.of, m.max = p.Stage, max
 		m.bar = progressbar.NewOptions64(max,
 			progressbar.OptionSetWriter(m.a.err),
-			progressbar.OptionSetDescription("fpnode: "+p.Stage),
+			progressbar.OptionSetDescription("fpnode: "+cell(p.Stage)),
 			progressbar.OptionSetWidth(24),
 			progressbar.OptionShowCount(),
 			progressbar.OptionThrottle(100*time.Millisecond),

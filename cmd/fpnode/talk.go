@@ -46,7 +46,7 @@ func (t *talk) Handle(_ context.Context, r slog.Record) error {
 	}
 	top.mu.Lock()
 	defer top.mu.Unlock()
-	_, err := top.w.Write(b.Bytes())
+	_, err := io.WriteString(top.w, visible(b.String()))
 	return err
 }
 

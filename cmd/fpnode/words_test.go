@@ -41,6 +41,7 @@ func TestFailure(t *testing.T) {
 		{errors.New("disk on fire"), true, 1, "fpnode: error: disk on fire\n"},
 		{errors.New("unknown command"), false, 2, "fpnode: error: unknown command\nfpnode: hint: fpnode help shows how it is used\n"},
 		{errors.New("two\nlines"), true, 1, "fpnode: error: two; lines\n"},
+		{errors.New("a\x1b[2Jb\u202e"), true, 1, "fpnode: error: a\\u001b[2Jb\\u202e\n"},
 	} {
 		var talk bytes.Buffer
 		a := newApp(strings.NewReader(""), io.Discard, &talk)
@@ -99,6 +100,43 @@ func TestSizesAndCounts(t *testing.T) {
 	}
 }
 
+// TestVisible: a document came from a stranger, and is shown on a terminal.
+func TestVisible(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain käse 🧀\n":           "plain käse 🧀\n",
+		"\x1b]0;x\a\t\r":           `\u001b]0;x\u0007\u0009\u000d`,
+		"\x7f\u0080\u009b2J\u009f": `\u007f\u0080\u009b2J\u009f`,
+		"a\u200e\u200f\u061cb":     `a\u200e\u200f\u061cb`,
+		"\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069": `\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069`,
+		"\u200d\u2028\u2065\u206a\u00a0":                         "\u200d\u2028\u2065\u206a\u00a0",
+	} {
+		if got := visible(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+	if got := cell("two\nlines"); got != `two\u000alines` {
+		t.Errorf("%q", got)
+	}
+}
+
+// TestObjectOnTerminal: JSON on a terminal is the same value in other
+// letters; elsewhere its bytes stay.
+func TestObjectOnTerminal(t *testing.T) {
+	const raw = "{\"t\":\"\u009b2J\u202e\"}"
+	for fd, want := range map[int]string{-1: raw, 1: `{"t":"\u009b2J\u202e"}`} {
+		var out bytes.Buffer
+		a := newApp(strings.NewReader(""), &out, io.Discard)
+		a.outFd = fd
+		if err := a.object(json.RawMessage(raw)); err != nil {
+			t.Fatal(err)
+		}
+		a.out.Flush()
+		if out.String() != want+"\n" {
+			t.Errorf("%d: %q", fd, out.String())
+		}
+	}
+}
+
 // The meter is silent where nobody looks, and clears its line where somebody
 // does.
 func TestMeter(t *testing.T) {
@@ -133,7 +171,8 @@ func TestTalk(t *testing.T) {
 	log.With("ledger", "my notes").WithGroup("g").Info("merged", "cars", 3, "elapsed", 1234567*time.Nanosecond, "none", "", slog.Group("peer", "id", "x=y"))
 	log.Warn("slow")
 	log.Error("lost")
-	want := "fpnode: merged ledger=\"my notes\" cars=3 elapsed=1.23ms none=\"\" id=\"x=y\"\nfpnode: warning: slow\nfpnode: error: lost\n"
+	log.Info("met", "name", "\u202ex\u009b2J")
+	want := "fpnode: merged ledger=\"my notes\" cars=3 elapsed=1.23ms none=\"\" id=\"x=y\"\nfpnode: warning: slow\nfpnode: error: lost\nfpnode: met name=\\u202ex\\u009b2J\n"
 	if b.String() != want {
 		t.Errorf("%s\nwant\n%s", b.String(), want)
 	}
