@@ -97,7 +97,7 @@ func (a *app) putAll(ctx context.Context, c *api.Client, ledger string, in io.Re
 		if len(batch) > 0 {
 			r, err := c.Put(ctx, ledger, batch...)
 			if err != nil {
-				return failedAt(err, stored, len(batch))
+				return failedPut(err, stored, len(batch))
 			}
 			stored += len(batch)
 			m.show(api.Progress{Stage: "storing, bytes read", Done: read, Total: size})
@@ -120,6 +120,15 @@ func (a *app) putAll(ctx context.Context, c *api.Client, ledger string, in io.Re
 		a.say("%s", areStored(stored))
 	}
 	return nil
+}
+
+// failedPut is failedAt for a batch that was sent: when nobody waits for the
+// answer, it may be stored all the same.
+func failedPut(err error, stored, batch int) error {
+	if stored > 0 && (errors.Is(err, context.Canceled) || api.CodeOf(err) == api.Interrupted) {
+		return &api.Error{Code: api.Interrupted, Message: "interrupted: at least " + areStored(stored)}
+	}
+	return failedAt(err, stored, batch)
 }
 
 // failedAt says which document failed, and what is stored in spite of that.

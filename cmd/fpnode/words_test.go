@@ -52,6 +52,25 @@ func TestFailure(t *testing.T) {
 	}
 }
 
+// TestInterruptedBatch: the batch on its way may be stored or not, and the
+// words do not say which.
+func TestInterruptedBatch(t *testing.T) {
+	for stored, want := range map[int]string{
+		1:     "interrupted: at least 1 document is stored",
+		14000: "interrupted: at least 14000 documents are stored",
+	} {
+		for _, err := range []error{context.Canceled, &api.Error{Code: api.Interrupted, Message: "context canceled"}} {
+			got := failedPut(err, stored, 1000)
+			if api.CodeOf(got) != api.Interrupted || got.Error() != want {
+				t.Errorf("%d, %v: %v, want %q", stored, err, got, want)
+			}
+		}
+	}
+	if got := failedPut(context.Canceled, 0, 1000); !errors.Is(got, context.Canceled) {
+		t.Error(got)
+	}
+}
+
 func TestValueIsJSONElseText(t *testing.T) {
 	for in, want := range map[string]string{
 		"5": `5`, "-1.5": `-1.5`, "true": `true`, "null": `null`, `"5"`: `"5"`, `["a",1]`: `["a",1]`,
