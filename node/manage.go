@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,9 @@ func (n *Node) Import(ctx context.Context, req api.ImportRequest, progress func(
 		src.Opener = keys
 	}
 	fresh, err := n.claim(req.Ledger, keys)
+	if api.CodeOf(err) == api.Conflict && keys != nil { // perhaps only because the keys are of another ledger
+		err = cmp.Or(otherKeys(src.Dir, keys), err)
+	}
 	if err != nil {
 		return api.ImportResult{}, err
 	}
@@ -91,6 +95,27 @@ func (n *Node) adopt(name string, keys *keyring.Keys) error {
 		}
 	}
 	return taken(name, err)
+}
+
+// otherKeys says if a directory is sealed under none of keys. One CAR is
+// tried, of a directory as Import takes them; what else is wrong with it is
+// not asked here.
+func otherKeys(dir fs.FS, keys *keyring.Keys) error {
+	for _, pattern := range []string{"data/*.car", "*/data/*.car", "*/*/data/*.car"} {
+		files, err := fs.Glob(dir, pattern)
+		if err != nil || len(files) == 0 {
+			continue
+		}
+		b, err := fs.ReadFile(dir, files[0])
+		if err != nil {
+			return nil
+		}
+		if _, err := keys.Open(b); errors.Is(err, keyring.ErrKeyUnknown) {
+			return &ledger.ImportError{Reason: ledger.ReasonWrongKey, Path: files[0], Err: err}
+		}
+		return nil
+	}
+	return nil
 }
 
 // addKeys adds those keys that the ledger does not have. With follow, what
