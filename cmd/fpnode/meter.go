@@ -38,6 +38,7 @@ func (m *meter) show(p api.Progress) {
 			progressbar.OptionThrottle(100*time.Millisecond),
 			progressbar.OptionClearOnFinish(),
 			progressbar.OptionSetPredictTime(max > 0),
+			progressbar.OptionSetSpinnerChangeInterval(0), // else a goroutine of its own draws, and outlives the bar
 		)
 	}
 	if max != m.max {
