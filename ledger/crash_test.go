@@ -148,7 +148,7 @@ func (s *script) check(t *testing.T, fs vfs.FS, acked int) error {
 // Whenever the machine stops, what was acknowledged is there, whole and shown, and nothing else is.
 func TestCrashLosesNothing(t *testing.T) {
 	s := newScript(t)
-	want := 350
+	want := 200
 	if testing.Short() {
 		want = 50
 	}
@@ -213,7 +213,7 @@ func TestCrashDuringRecovery(t *testing.T) {
 // what was acknowledged is there.
 func TestEveryIOErrorIsSurvived(t *testing.T) {
 	s := newScript(t)
-	stride := 3
+	stride := 5
 	if testing.Short() {
 		stride = 41
 	}

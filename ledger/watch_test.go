@@ -10,47 +10,13 @@ import (
 
 // watch starts a watcher and returns a function for its next change.
 func (h *home) watch() (next func() (Change, error, bool), stop func()) {
-	h.tb.Helper()
-	h.watchMu.Lock()
-	n := len(h.watchers)
-	h.watchMu.Unlock()
-	nextPair, stopPull := iter.Pull2(h.Watch(context.Background()))
-	started := make(chan struct{})
-	first := make(chan pulled, 1)
-	go func() {
-		close(started)
-		c, err, ok := nextPair()
-		first <- pulled{c, err, ok}
-	}()
-	<-started
-	for { // until the watcher is registered: changes from here on are seen
-		h.watchMu.Lock()
-		registered := len(h.watchers) > n
-		h.watchMu.Unlock()
-		if registered {
-			break
-		}
-	}
-	begun := false
-	return func() (Change, error, bool) {
-			if !begun {
-				begun = true
-				p := <-first
-				return p.c, p.err, p.ok
-			}
-			return nextPair()
-		}, func() {
-			if !begun {
-				<-first
-			}
-			stopPull()
-		}
+	return iter.Pull2(h.Watch(context.Background()))
 }
 
-type pulled struct {
-	c   Change
-	err error
-	ok  bool
+func (h *home) watching() int {
+	h.watchMu.Lock()
+	defer h.watchMu.Unlock()
+	return len(h.watchers)
 }
 
 func TestWatchSeesLocalAndMergedChanges(t *testing.T) {
@@ -150,7 +116,7 @@ func TestWatchEnds(t *testing.T) {
 			t.Errorf("after cancel: %v", err)
 		}
 	}
-	if len(g.watchers) != 0 {
+	if g.watching() != 0 {
 		t.Error("a watcher was left behind")
 	}
 }
