@@ -228,10 +228,7 @@ func (s *Server) ledgerInfo(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) ledgerNew(w http.ResponseWriter, r *http.Request) error {
-	name, err := text(r, "ledger")
-	if err != nil {
-		return err
-	}
+	name := r.URL.Query().Get("ledger") // an empty one is refused as other names that cannot be are
 	if err := s.node.Create(r.Context(), name); err != nil {
 		return err
 	}
@@ -501,7 +498,16 @@ func (s *Server) conflicts(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	send(s, w, l.Conflicts(r.Context(), r.URL.Query().Get("id")), conflictRow)
+	id := r.URL.Query().Get("id")
+	if id != "" { // a document without conflicts is an empty list, none at all is not
+		for _, err := range l.History(r.Context(), id) {
+			if errors.Is(err, ledger.ErrNotFound) {
+				return fmt.Errorf("conflicts of %.80q: %w", id, ledger.ErrNotFound)
+			}
+			break // Conflicts meets other errors itself
+		}
+	}
+	send(s, w, l.Conflicts(r.Context(), id), conflictRow)
 	return nil
 }
 
