@@ -42,6 +42,11 @@ durable. If one fails, the batches before it stay, and the exit code is 3.`,
 		Example: `  echo '{"_id":"milk","text":"buy milk"}' | fpnode put notes
   fpnode put notes many.jsonl`,
 		RunE: a.verb(haveStore, func(ctx context.Context, c *api.Client, args []string) error {
+			for _, err := range c.Keys(ctx, args[0]) { // no such ledger: said before anything is read
+				if err != nil {
+					return err
+				}
+			}
 			in := a.in
 			if len(args) == 2 && args[1] != "-" {
 				f, err := os.Open(args[1])
