@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -190,6 +191,10 @@ func readDocs(ctx context.Context, in io.Reader, docs chan<- parsed) {
 		}
 		if err != nil {
 			p.err = notJSON(err)
+			if e, ok := errors.AsType[*api.Error](p.err); ok && startsWithBOM(dec.Buffered()) {
+				e.Message = "not JSON: a byte order mark (U+FEFF) stands before it"
+				e.Hint = "save it as UTF-8 without BOM"
+			}
 		}
 		p.at = dec.InputOffset()
 		limited.left = maxDocBytes
@@ -202,6 +207,13 @@ func readDocs(ctx context.Context, in io.Reader, docs chan<- parsed) {
 			return
 		}
 	}
+}
+
+// startsWithBOM reports whether the first thing in r is a byte order mark in
+// UTF-8, as some editors begin a file.
+func startsWithBOM(r io.Reader) bool {
+	rest, err := io.ReadAll(r)
+	return err == nil && bytes.HasPrefix(bytes.TrimLeft(rest, " \t\r\n"), []byte("\uFEFF"))
 }
 
 // notJSON explains why a document could not be read: it is no JSON, it is too large, or the file cannot be read.
