@@ -129,7 +129,14 @@ func (a *app) homeDir() (string, error) {
 		}
 		home = filepath.Join(base, "fpnode")
 	}
-	return filepath.Abs(home)
+	home, err := filepath.Abs(home)
+	if err != nil {
+		return "", err
+	}
+	if info, err := os.Stat(home); err == nil && !info.IsDir() {
+		return "", &api.Error{Code: api.NoStore, Message: fmt.Sprintf("%s is a file, and the home is a directory", home), Hint: "use --home with the directory where a node keeps everything, or a new one"}
+	}
+	return home, nil
 }
 
 // lockWait is how long a verb waits for another short one to let go of the
