@@ -263,6 +263,17 @@ func TestAcceptLimits(t *testing.T) {
 		t.Errorf("%v is not ErrLimit", err)
 	}
 
+	if _, err := l.Pack(nil, make([]car.Block, blockstore.MaxBlocks+1)); !errors.Is(err, blockstore.ErrLimit) {
+		t.Errorf("packing MaxBlocks+1 blocks: %v, want ErrLimit", err)
+	}
+	if _, err := l.PackWith(blockstore.MaxFileCARBytes+1, nil); !errors.Is(err, blockstore.ErrLimit) {
+		t.Errorf("packing MaxFileCARBytes+1 bytes: %v, want ErrLimit", err)
+	}
+	if raceStride == 1 { // nobody touches the bytes, but the race detector would
+		_, err = l.Accept(blockstore.Ref{}, make([]byte, blockstore.MaxFileCARBytes+1))
+		wantCheck(t, err, "limit")
+	}
+
 	// Packing, committing and accepting a large file take its sealed size of memory, and a little.
 	const little = 4 << 20
 	var c blockstore.CAR

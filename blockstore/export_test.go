@@ -1,6 +1,11 @@
 package blockstore
 
-import "fmt"
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+)
 
 // Runs are the offsets of the runs in the bytes of an undamaged segment, and of its end.
 func Runs(segment []byte) []int {
@@ -58,4 +63,45 @@ func (s *Store) Reopen(id [32]byte, sealer Sealer, index bool) (*Ledger, error) 
 	s.mu.Unlock()
 	l.err = l.replay()
 	return l, l.err
+}
+
+// Tamper changes or removes an index entry of a ledger, of the kind with this key letter. The result puts it back.
+func (s *Store) Tamper(id [32]byte, kind byte, remove bool) (restore func()) {
+	s.mu.Lock()
+	num := s.ledgers[id].number.Load()
+	s.mu.Unlock()
+	lo, hi := inKey(num, kind), after(inKey(num, kind))
+	if kind == keyWire {
+		lo, hi = []byte{keyWire}, []byte{keyWire + 1}
+	}
+	it, err := s.index.db.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi})
+	if err != nil {
+		panic(err)
+	}
+	defer it.Close()
+	var key, value []byte
+	for it.First(); it.Valid(); it.Next() {
+		if kind != keyWire || be32(it.Key()[len(it.Key())-4:]) == num {
+			key, value = bytes.Clone(it.Key()), bytes.Clone(it.Value())
+			break
+		}
+	}
+	if key == nil {
+		panic("nothing to tamper with")
+	}
+	if remove {
+		err = s.index.db.Delete(key, pebble.NoSync)
+	} else {
+		bad := bytes.Clone(value)
+		bad[len(bad)-1] ^= 1
+		err = s.index.db.Set(key, bad, pebble.NoSync)
+	}
+	if err != nil {
+		panic(err)
+	}
+	return func() {
+		if err := s.index.db.Set(key, value, pebble.NoSync); err != nil {
+			panic(err)
+		}
+	}
 }
