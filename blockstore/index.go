@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -33,8 +34,9 @@ import (
 //
 // A state that names a place in a segment is written only after the sync of everything before that place.
 type index struct {
-	db *pebble.DB
-	fs *cryptFS
+	db    *pebble.DB
+	fs    *cryptFS
+	dirty atomic.Bool // something was written since Open
 	*gate
 }
 
@@ -121,7 +123,7 @@ func removeLogs(fs vfs.FS, dir string) error {
 func (x *index) close() error {
 	close(x.closing)
 	var err error
-	if x.err() == nil {
+	if x.err() == nil && x.dirty.Load() {
 		err = x.flush(context.Background())
 	}
 	err = errors.Join(err, x.db.Close())
@@ -151,6 +153,7 @@ func (x *index) commit(b *pebble.Batch) error {
 	if err := x.err(); err != nil {
 		return err
 	}
+	x.dirty.Store(true)
 	if err := b.Commit(pebble.NoSync); err != nil {
 		return fmt.Errorf("writing the index: %w", err)
 	}
