@@ -116,14 +116,11 @@ func (l *Ledger) catchUp(ctx context.Context, old *state, tips []blockstore.Meta
 	if err != nil {
 		return fmt.Errorf("reading the events of the tips: %w", err)
 	}
-	for _, h := range heads {
-		m.head = x.Advance(m.head, h)
-	}
+	m.recount = true
 	if err := m.settle(ctx); err != nil {
 		return err
 	}
 	m.next.tips, m.next.joined, m.next.head = tips, joined, orderHead(m.head, tipHeads)
-	m.recount = true
 	if err := m.mend(ctx); err != nil {
 		return fmt.Errorf("reading the trie of the tips: %w", err)
 	}

@@ -159,7 +159,7 @@ type merging struct {
 	waits   map[blockstore.Name]bool // CARs of waiting metas
 
 	res     MergeResult
-	recount bool // the number of documents in old is not to be trusted
+	recount bool // the view may hold records that old does not count: of an update that was cut off
 	next    state
 	trie    pail.Tree
 	made    map[cid.Cid][]byte // shards of trie that no CAR holds
@@ -228,9 +228,6 @@ func (m *merging) consider(ctx context.Context, meta blockstore.Meta) error {
 		return err
 	default:
 		m.events = append(m.events, added...)
-		for _, h := range header.Head {
-			m.head = m.replica.Index.Advance(m.head, h)
-		}
 		m.metas = append(m.metas, candidate{Meta: meta, head: header.Head})
 		m.res.Accepted = append(m.res.Accepted, meta.CID)
 		return nil
@@ -410,12 +407,16 @@ func (m *merging) root(ctx context.Context, head []cid.Cid) (pail.Result, error)
 
 // settle computes the new head and its trie.
 func (m *merging) settle(ctx context.Context) error {
+	changed := len(m.events) > 0 || m.recount
+	if changed {
+		m.head = m.replica.Index.Leaves() // the index holds what was accepted and nothing else
+	}
 	if len(m.head) > MaxHeads {
 		return &LimitError{What: "heads after the merge", Size: int64(len(m.head)), Max: MaxHeads}
 	}
 	m.next = *m.old
 	m.trie, m.made = m.l.trieOf(m.old), m.l.blocks.extra
-	if len(m.events) > 0 {
+	if changed {
 		res, err := m.root(ctx, m.head)
 		if err != nil {
 			return fmt.Errorf("computing the merged root: %w", err)

@@ -183,20 +183,53 @@ func TestViewCatchesUpFromAnyPoint(t *testing.T) {
 			o.mergeFrom(h)
 		}
 	}
-	want := h.dump()
+	save()
+	want, present := h.dump(), past[len(past)-1]
 	for i, records := range past {
-		d := h.cars.Derived()
-		if err := d.Reset(); err != nil {
-			t.Fatal(err)
-		}
-		change(d, func(b *blockstore.DerivedBatch) {
-			for _, kv := range records {
-				b.Set(kv.Key, kv.Value)
+		for _, cut := range []string{"before it", "after its events", "among its keys"} {
+			d := h.cars.Derived()
+			if err := d.Reset(); err != nil {
+				t.Fatal(err)
 			}
-		})
-		h.reopen()
-		wantEqual(t, fmt.Sprintf("from point %d", i), h.dump(), want)
-		h.checkView()
+			change(d, func(b *blockstore.DerivedBatch) {
+				for _, kv := range records {
+					b.Set(kv.Key, kv.Value)
+				}
+				if cut != "before it" {
+					halfway(b, records, present, cut == "among its keys")
+				}
+			})
+			h.reopen()
+			wantEqual(t, fmt.Sprintf("from point %d, cut off %s", i, cut), h.dump(), want)
+			h.checkView()
+		}
+	}
+}
+
+// halfway leaves a view as an update from one state to another does that is cut off after its events, or after every
+// second of its keys.
+func halfway(b *blockstore.DerivedBatch, from, to []blockstore.KV, keys bool) {
+	old := map[string][]byte{}
+	for _, kv := range from {
+		old[string(kv.Key)] = kv.Value
+	}
+	n := 0
+	for _, kv := range to {
+		switch kv.Key[0] {
+		case keyEvent, keyOp:
+			b.Set(kv.Key, kv.Value)
+		case keyView:
+			was, had := old[string(kv.Key)]
+			if n++; !keys || n%2 == 0 || string(was) == string(kv.Value) {
+				continue
+			}
+			if had {
+				e := must(parseEntry(was))
+				b.Delete(changeKey(e.change))
+			}
+			b.Set(kv.Key, kv.Value)
+			b.Set(changeKey(must(parseEntry(kv.Value)).change), kv.Key[1:])
+		}
 	}
 }
 
