@@ -52,7 +52,12 @@ func (r *replica) Sealed(ctx context.Context, ref blockstore.Ref) ([]byte, error
 	return r.cars.Sealed(ctx, ref)
 }
 
+// Accept verifies a CAR. One that is larger than a commit may be holds a file and was put together for this node alone,
+// so it is opened where it is and not copied.
 func (r *replica) Accept(ref blockstore.Ref, sealed []byte) (blockstore.CAR, error) {
+	if len(sealed) > blockstore.MaxCARBytes {
+		return r.cars.AcceptOwned(ref, sealed)
+	}
 	return r.cars.Accept(ref, sealed)
 }
 
