@@ -41,6 +41,9 @@ const (
 	// viewBatchBytes is the size at which a long view update is handed to the index in parts.
 	viewBatchBytes = 1 << 20
 
+	// maxWinners is of how many keys a merge keeps in memory which event wrote them. Of others it asks the view.
+	maxWinners = 1 << 15
+
 	// defaultDocCacheBytes is the memory for hot documents when the Config names none.
 	defaultDocCacheBytes = 32 << 20
 	// recentEvents is how many events of the last commits stay in memory, those of at most recentEventBytes.

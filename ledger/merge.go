@@ -553,8 +553,8 @@ func (m *merging) show(ctx context.Context) error {
 		if err := u.flush(viewBatchBytes); err != nil {
 			return err
 		}
-		if len(winners) < maxWinners {
-			for _, o := range data.Ops {
+		for _, o := range data.Ops {
+			if _, ok := winners[o.Key]; ok || len(winners) < maxWinners {
 				winners[o.Key] = op{seq: seq, value: o.Value}
 			}
 		}
@@ -592,9 +592,6 @@ func (m *merging) show(ctx context.Context) error {
 	}
 	return u.finish()
 }
-
-// maxWinners bounds what show keeps in memory of who wrote what. Beyond it the view is asked.
-const maxWinners = 1 << 16
 
 // winner finds the newest event that gave a key the value it now has.
 func (m *merging) winner(u *update, c pail.Change) (op, error) {

@@ -873,6 +873,62 @@ func TestTipsThatMovedAreFollowed(t *testing.T) {
 	b.checkView()
 }
 
+// A merge larger than what it keeps in memory and writes at once ends the same.
+func TestLargeMerge(t *testing.T) {
+	if testing.Short() {
+		t.Skip("long")
+	}
+	a, b := newHome(t), newHome(t)
+	const docs = maxWinners + 1000
+	drafts := make([]Draft, docs)
+	for i := range drafts {
+		drafts[i] = must(FromMap(map[string]any{"_id": hexID(i), "n": i}))
+	}
+	for _, part := range [][]Draft{drafts[:docs/2], drafts[docs/2:], drafts[:10]} {
+		if _, err := a.Put(t.Context(), part...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	res := b.mergeFrom(a)
+	wantEqual(t, "changed keys", res.Changed, docs+1) // with genesis
+	wantEqual(t, "documents", must(b.Info(t.Context())).Docs, docs)
+	b.checkRoot()
+	for _, i := range []int{0, 5, docs / 2, docs - 1} {
+		wantEqual(t, "document", b.get(hexID(i)), a.get(hexID(i)))
+		x := must2(b.view.get(hexID(i)))
+		y := must2(a.view.get(hexID(i)))
+		wantEqual(t, "event", must(b.view.event(x.event)).cid.String(), must(a.view.event(y.event)).cid.String())
+	}
+}
+
+func must2[T any](v T, ok bool, err error) T {
+	if !ok || err != nil {
+		panic(fmt.Sprint(ok, err))
+	}
+	return v
+}
+
+func TestRecentEventsAreBounded(t *testing.T) {
+	r := newRecent(nil)
+	c := someCIDs(recentEvents + 10)
+	for i := range c {
+		r.keep(c[i], []byte{byte(i)})
+		r.keep(c[i], []byte{byte(i)})
+	}
+	wantEqual(t, "kept", len(r.events), recentEvents)
+	if _, ok := r.events[c[9]]; ok {
+		t.Error("the oldest stayed")
+	}
+	if b, err := r.Block(t.Context(), c[10]); err != nil || b[0] != 10 {
+		t.Errorf("%v %v", b, err)
+	}
+	big := someCIDs(recentEvents + 11)[recentEvents+10]
+	r.keep(big, make([]byte, recentEventBytes+1))
+	if _, ok := r.events[big]; ok {
+		t.Error("a large event was kept")
+	}
+}
+
 // While the view is made again under a watcher, the watcher misses nothing.
 func TestWatcherOutlivesItsView(t *testing.T) {
 	h := newHome(t)
