@@ -369,7 +369,7 @@ func (c *checker) data(f *window, n uint32, off int64, k *recordCAR) error {
 		}
 		return nil
 	}
-	got, err := c.l.Accept(k.ref(), sealed)
+	got, err := c.l.AcceptOwned(k.ref(), sealed)
 	if err != nil {
 		damaged("%v", err)
 		return nil

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/cockroachdb/errors/oserror"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/ipfs/go-cid"
 
@@ -61,7 +62,18 @@ func (l *Ledger) Commit(ctx context.Context, old []cid.Cid, b Batch) error {
 	// that are no run. Those bytes are never overwritten or cut off; the new segment's header says that the log leaves
 	// the old one before them.
 	st, sealing := l.state, l.sealing
-	newSegment := st.header.number == 0 || l.roll || st.end > segmentHeaderBytes && st.end+p.size > l.s.cfg.SegmentBytes
+	newSegment := st.header.number == 0 || l.roll || st.end+p.size > l.s.cfg.SegmentBytes
+	if !newSegment {
+		// A file that was removed or cut while it is open would take commits with it.
+		info, err := l.s.fs.Stat(l.segmentPath(st.header.number))
+		if oserror.IsNotExist(err) || err == nil && info.Size() < st.end {
+			return l.corrupt(st.header.number, st.end, adviceRestore, "it was removed or cut while the store is open")
+		}
+		if err != nil {
+			return fmt.Errorf("looking at a segment: %w", err)
+		}
+		newSegment = info.Size() > st.end
+	}
 	buf := runBuffers.Get().(*[]byte)
 	defer runBuffers.Put(buf)
 	head := (*buf)[:0]
@@ -156,7 +168,7 @@ func (l *Ledger) Commit(ctx context.Context, old []cid.Cid, b Batch) error {
 	}
 	l.state, l.sealing, l.roll = st, sealing, false
 	l.mu.Lock()
-	l.tips = p.tips
+	l.tips, l.stats = p.tips, st.stats()
 	tell := l.onCommit
 	l.mu.Unlock()
 	if tell != nil {
@@ -219,6 +231,9 @@ func (l *Ledger) plan(old []cid.Cid, b Batch) (*plan, error) {
 		}
 		if p.body > MaxCommitBytes {
 			return nil, fmt.Errorf("commit: %w", limitf("more than %d bytes", int64(MaxCommitBytes)))
+		}
+		if err := l.sealer.DecryptAt(c.keyID, c.iv, 0, nil); err != nil {
+			return nil, fmt.Errorf("commit: a CAR of another ledger: %w", err)
 		}
 	}
 	dropped := make(map[string]bool, len(b.Drop))

@@ -20,6 +20,7 @@ import (
 	"fpnode/blockstore"
 	"fpnode/internal/car"
 	"fpnode/internal/dagcbor"
+	"fpnode/keyring"
 )
 
 // TestCommitRefuses: what cannot be right is refused and leaves no trace.
@@ -396,5 +397,79 @@ func TestClosed(t *testing.T) {
 		if !errors.Is(err, blockstore.ErrClosed) {
 			t.Errorf("Blocks after Close: %v, want ErrClosed", err)
 		}
+	}
+}
+
+// A segment that somebody removes or cuts while the store is open takes no more commits; one that somebody adds to is
+// left where the log ends.
+func TestSegmentTamperedWhileOpen(t *testing.T) {
+	path := home + "/ledgers/" + blockstore.LedgerText(ledgerID(1)) + "/000001.seg"
+	for _, what := range []string{"removed", "cut", "longer"} {
+		fs := vfs.NewMem()
+		s := openStore(t, config(fs))
+		l := openLedger(t, s, 1)
+		cars := fill(t, l, 1, 3)
+		b, err := fs.UnsafeGetFileDataBuffer(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b = bytes.Clone(b)
+		switch what {
+		case "removed":
+			err = fs.Remove(path)
+		case "cut":
+			writeFile(t, fs, path, b[:len(b)-1])
+		case "longer":
+			var f vfs.File
+			if f, err = fs.OpenReadWrite(path, vfs.WriteCategoryUnspecified); err == nil {
+				_, err = f.WriteAt([]byte("more"), int64(len(b)))
+				f.Close()
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := dataCAR(t, l, block(rand.New(rand.NewPCG(5, 5)), 10))
+		err = commitCAR(l, c)
+		if what != "longer" {
+			var ce *blockstore.CorruptError
+			if !errors.As(err, &ce) || ce.File != path {
+				t.Errorf("%s: %v, want a *CorruptError", what, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := fs.RemoveAll(home + "/index"); err != nil {
+			t.Fatal(err)
+		}
+		if err := readAll(t, fs, append(cars, c)); err != nil {
+			t.Errorf("%s, from the log alone: %v", what, err)
+		}
+	}
+}
+
+// What one ledger sealed another does not store.
+func TestCARsStayInTheirLedger(t *testing.T) {
+	s := openStore(t, config(vfs.NewMem()))
+	other, err := keyring.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	otherKeys, err := keyring.NewKeys(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := s.Ledger(ledgerID(2), otherKeys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := dataCAR(t, openLedger(t, s, 1), block(rand.New(rand.NewPCG(5, 5)), 10))
+	if err := commitCAR(l, c); !errors.Is(err, keyring.ErrKeyUnknown) {
+		t.Errorf("Commit of a CAR of another ledger: %v, want ErrKeyUnknown", err)
 	}
 }

@@ -25,8 +25,7 @@ type Ledger struct {
 	dropped atomic.Bool
 	number  atomic.Uint32 // in the index, 0 before the first commit
 
-	// commitMu is held through a commit, its I/O included. It guards the fields down to mu; replay, which nothing
-	// runs beside, writes them too.
+	// commitMu is held through a commit or replay, the I/O included. It guards the fields down to mu.
 	commitMu sync.Mutex
 	state    logState
 	sealing  segmentSealer // of state.header
@@ -34,13 +33,15 @@ type Ledger struct {
 
 	mu       sync.RWMutex
 	tips     []Meta // sorted by CID bytes
+	stats    Stats
 	onCommit func(cars []Ref)
 }
 
 // ID is the ledger's id.
 func (l *Ledger) ID() [32]byte { return l.id }
 
-// Tips are the metas that nobody has replaced, sorted by the bytes of their CIDs. The result is the caller's.
+// Tips are the metas that nobody has replaced, sorted by the bytes of their CIDs. The slice is the caller's; what the
+// metas hold must not be changed.
 func (l *Ledger) Tips() []Meta {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -75,14 +76,13 @@ type Stats struct {
 
 // Stats counts what the ledger holds, without reading it.
 func (l *Ledger) Stats() Stats {
-	l.commitMu.Lock()
-	defer l.commitMu.Unlock()
-	return Stats{
-		Cars:     int64(l.state.cars),
-		Bytes:    int64(l.state.bytes),
-		Blocks:   int64(l.state.blocks),
-		Segments: int(l.state.header.number),
-	}
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.stats
+}
+
+func (s *logState) stats() Stats {
+	return Stats{Cars: int64(s.cars), Bytes: int64(s.bytes), Blocks: int64(s.blocks), Segments: int(s.header.number)}
 }
 
 // num is the ledger's number in the index, 0 if nothing was ever committed.
@@ -186,7 +186,7 @@ func (l *Ledger) loadTips() error {
 	}
 	sortMetas(tips)
 	l.mu.Lock()
-	l.tips = tips
+	l.tips, l.stats = tips, l.state.stats()
 	l.mu.Unlock()
 	return nil
 }

@@ -25,6 +25,8 @@ func (l *Ledger) corrupt(segment uint32, off int64, advice, format string, args 
 // synced one by one, so it was good once), if a later segment says that the log went on, or if the index has it (which
 // hears of a run only after its sync). One whose checksum is right is neither: the vault is that of another home.
 func (l *Ledger) replay() error {
+	l.commitMu.Lock()
+	defer l.commitMu.Unlock()
 	numbers, err := l.segments()
 	if err != nil {
 		return fmt.Errorf("listing segments: %w", err)
