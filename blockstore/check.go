@@ -330,6 +330,15 @@ func (c *checker) indexed(want *carEntry, k *recordCAR) error {
 			return err
 		}
 	}
+	leaves := make(map[string]int64, len(k.leaves)/digestBytes) // where the last of equal leaves begins
+	for j := 0; j < len(k.leaves); j += digestBytes {
+		leaves[string(k.leaves[j:j+digestBytes])] = int64(j/digestBytes) * leafBytes
+	}
+	for leaf, at := range leaves {
+		if err := check(wireKey(leaf, c.num), extent{c.car, at, min(leafBytes, k.size-at)}, "place for a wire leaf"); err != nil {
+			return err
+		}
+	}
 	at := k.size
 	for _, node := range k.nodes {
 		if err := check(wireKey(node.digest, c.num), extent{c.car, at, int64(len(node.data))}, "place for a wire block"); err != nil {

@@ -66,6 +66,7 @@ func (s *Store) Reopen(id [32]byte, sealer Sealer, index bool) (*Ledger, error) 
 }
 
 // Tamper changes or removes an index entry of a ledger, of the kind with this key letter. The result puts it back.
+// Which of the wire entries comes first, a CAR's, a leaf's or a node's, is chance.
 func (s *Store) Tamper(id [32]byte, kind byte, remove bool) (restore func()) {
 	s.mu.Lock()
 	num := s.ledgers[id].number.Load()
