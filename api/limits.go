@@ -1,6 +1,10 @@
 package api
 
-import "time"
+import (
+	"time"
+
+	"fpnode/ledger"
+)
 
 const (
 	// MaxRequests is how many requests run at once; one more is refused.
@@ -13,6 +17,8 @@ const (
 	MaxPutBytes = 64 << 20
 	// MaxPutDocs bounds the documents of one put.
 	MaxPutDocs = 10_000
+	// LongIDBytes is where ids get expensive: worth a warning.
+	LongIDBytes = ledger.LongIDBytes
 	// MaxRequestBytes bounds every other JSON body.
 	MaxRequestBytes = 1 << 20
 	// MaxFileBytes bounds a file that is added.

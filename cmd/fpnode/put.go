@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -90,6 +91,7 @@ func (a *app) putAll(ctx context.Context, c *api.Client, ledger string, in io.Re
 	defer m.done()
 	var stored int
 	var read int64
+	warned := false // of a long id, once
 	for more := true; more; {
 		batch, at, err := gather(docs, size == 0)
 		if err != nil {
@@ -109,6 +111,10 @@ func (a *app) putAll(ctx context.Context, c *api.Client, ledger string, in io.Re
 			m.show(api.Progress{Stage: "storing, bytes read", Done: read, Total: size})
 			if err := a.receipt(r); err != nil {
 				return err
+			}
+			if i := slices.IndexFunc(r.IDs, func(id string) bool { return len(id) > api.LongIDBytes }); i >= 0 && !warned {
+				warned = true
+				a.say("warning: an id of %d bytes: over %d, each write costs a block for every character it shares with another id", len(r.IDs[i]), api.LongIDBytes)
 			}
 			if err := a.out.Flush(); err != nil {
 				return err
