@@ -3,25 +3,27 @@ module fpnode
 go 1.26.6
 
 require (
-	github.com/cockroachdb/pebble/v2 v2.1.7
-	github.com/google/go-cmp v0.7.0
-	github.com/ipfs/boxo v0.43.0
-	github.com/ipfs/go-block-format v0.2.4
-	github.com/ipfs/go-cid v0.6.2
-	github.com/ipfs/go-datastore v0.9.2
-	github.com/libp2p/go-libp2p v0.51.0
-	github.com/libp2p/go-libp2p-pubsub v0.19.0
-	github.com/multiformats/go-multiaddr v0.16.1
-	github.com/multiformats/go-multibase v0.3.0
-	github.com/multiformats/go-multihash v0.2.3
-	github.com/rogpeppe/go-internal v1.16.0
-	github.com/schollz/progressbar/v3 v3.19.1
-	github.com/spf13/cobra v1.10.2
-	go.uber.org/goleak v1.3.0
-	golang.org/x/sync v0.23.0
-	golang.org/x/sys v0.48.0
-	golang.org/x/term v0.46.0
-	pgregory.net/rapid v1.3.0
+	github.com/cockroachdb/errors v1.11.3 // blockstore: to see in pebble's errors that an index is damaged
+	github.com/cockroachdb/pebble/v2 v2.1.7 // blockstore: the derived index; its vfs is everybody's one seam to the disk
+	github.com/google/go-cmp v0.7.0 // tests: differences a person can read
+	github.com/ipfs/boxo v0.43.0 // bitswap: the protocol that Kubo and Helia speak
+	github.com/ipfs/go-block-format v0.2.4 // bitswap: boxo's block type
+	github.com/ipfs/go-cid v0.6.2 // the CID type of all of IPFS
+	github.com/ipfs/go-ipld-format v0.6.4 // bitswap: boxo's not-found error
+	github.com/ipfs/go-log/v2 v2.9.2 // bitswap: to silence boxo's own log
+	github.com/libp2p/go-libp2p v0.51.0 // p2p: hosts, transports, identity of peers
+	github.com/libp2p/go-libp2p-pubsub v0.19.0 // p2p: gossip of announcements
+	github.com/multiformats/go-multiaddr v0.16.1 // p2p: addresses of peers
+	github.com/multiformats/go-multibase v0.3.0 // keyring, ledger: texts of keys and metas
+	github.com/multiformats/go-multihash v0.2.3 // the hash codes in CIDs
+	github.com/prometheus/client_golang v1.24.1 // p2p: a registry of our own, so that libp2p stays out of the global one
+	github.com/rogpeppe/go-internal v1.16.0 // tests: scripts of the command line
+	github.com/schollz/progressbar/v3 v3.19.1 // cmd/fpnode: the meter of long work
+	github.com/spf13/cobra v1.10.2 // cmd/fpnode: verbs, flags, shell completion
+	go.uber.org/goleak v1.3.0 // tests: no goroutine is left behind
+	golang.org/x/sync v0.23.0 // node: the group that everything runs in
+	golang.org/x/term v0.46.0 // cmd/fpnode: whether somebody is watching
+	pgregory.net/rapid v1.3.0 // tests: properties, and shrinking of what breaks them
 )
 
 require (
@@ -34,7 +36,6 @@ require (
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/cockroachdb/crlib v0.0.0-20241112164430-1264a2edc35b // indirect
-	github.com/cockroachdb/errors v1.11.3 // indirect
 	github.com/cockroachdb/logtags v0.0.0-20230118201751-21c54148d20b // indirect
 	github.com/cockroachdb/redact v1.1.5 // indirect
 	github.com/cockroachdb/swiss v0.0.0-20260820225851-333444432258 // indirect
@@ -59,10 +60,9 @@ require (
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/ipfs/bbloom v0.1.0 // indirect
 	github.com/ipfs/go-cidutil v0.1.2 // indirect
+	github.com/ipfs/go-datastore v0.9.2 // indirect
 	github.com/ipfs/go-dsqueue v0.2.0 // indirect
 	github.com/ipfs/go-ipfs-pq v0.0.4 // indirect
-	github.com/ipfs/go-ipld-format v0.6.4 // indirect
-	github.com/ipfs/go-log/v2 v2.9.2 // indirect
 	github.com/ipfs/go-metrics-interface v0.3.0 // indirect
 	github.com/ipfs/go-peertaskqueue v0.8.3 // indirect
 	github.com/ipld/go-ipld-prime v0.24.0 // indirect
@@ -117,7 +117,6 @@ require (
 	github.com/pion/turn/v4 v4.0.2 // indirect
 	github.com/pion/webrtc/v4 v4.1.2 // indirect
 	github.com/pkg/errors v0.9.1 // indirect
-	github.com/prometheus/client_golang v1.24.1 // indirect
 	github.com/prometheus/client_model v0.6.3 // indirect
 	github.com/prometheus/common v0.70.1 // indirect
 	github.com/prometheus/procfs v0.21.1 // indirect
@@ -141,6 +140,7 @@ require (
 	golang.org/x/exp v0.0.0-20260908205506-85c1c2202aba // indirect
 	golang.org/x/mod v0.41.0 // indirect
 	golang.org/x/net v0.59.0 // indirect
+	golang.org/x/sys v0.48.0 // indirect
 	golang.org/x/telemetry v0.0.0-20260908163034-4bcc4b2ee518 // indirect
 	golang.org/x/text v0.42.0 // indirect
 	golang.org/x/time v0.15.0 // indirect
