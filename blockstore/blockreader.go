@@ -31,20 +31,9 @@ type BlockReader struct {
 // OpenBlock opens a block to be read piece by piece. The error is ErrNotFound or, if the bytes are damaged, a
 // *CorruptError. Use Block for what fits in memory.
 func (l *Ledger) OpenBlock(ctx context.Context, c cid.Cid) (*BlockReader, error) {
-	num, err := l.num()
+	num, d, x, err := l.place(c)
 	if err != nil {
 		return nil, err
-	}
-	d, ok := digest(c)
-	if !ok {
-		return nil, fmt.Errorf("block %s: %w", c, ErrNotFound)
-	}
-	x, ok, err := l.s.extent(digestKey(num, keyBlock, d))
-	if err != nil {
-		return nil, err
-	}
-	if !ok {
-		return nil, fmt.Errorf("block %s: %w", c, ErrNotFound)
 	}
 	e, err := l.s.carAt(num, x.car)
 	if err != nil {

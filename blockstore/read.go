@@ -21,20 +21,9 @@ func (l *Ledger) Block(ctx context.Context, c cid.Cid) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	num, err := l.num()
+	num, d, x, err := l.place(c)
 	if err != nil {
 		return nil, err
-	}
-	d, ok := digest(c)
-	if !ok {
-		return nil, fmt.Errorf("block %s: %w", c, ErrNotFound)
-	}
-	x, ok, err := l.s.extent(digestKey(num, keyBlock, d))
-	if err != nil {
-		return nil, err
-	}
-	if !ok {
-		return nil, fmt.Errorf("block %s: %w", c, ErrNotFound)
 	}
 	e, err := l.s.carAt(num, x.car)
 	if err != nil {
@@ -65,20 +54,27 @@ func (l *Ledger) Has(c cid.Cid) (bool, error) {
 
 // Size is the number of bytes of a block, or ErrNotFound. It reads the index only.
 func (l *Ledger) Size(c cid.Cid) (int64, error) {
-	num, err := l.num()
+	_, _, x, err := l.place(c)
+	return x.size, err
+}
+
+// place finds a block in the index: the ledger's number there, the block's digest, and where it is. The error is
+// ErrNotFound or that of the index.
+func (l *Ledger) place(c cid.Cid) (num uint32, d string, x extent, err error) {
+	if num, err = l.num(); err != nil {
+		return 0, "", extent{}, err
+	}
+	d, ok := digest(c)
+	if ok {
+		x, ok, err = l.s.extent(digestKey(num, keyBlock, d))
+	}
+	if err == nil && !ok {
+		err = fmt.Errorf("block %s: %w", c, ErrNotFound)
+	}
 	if err != nil {
-		return 0, err
+		return 0, "", extent{}, err
 	}
-	if d, ok := digest(c); ok {
-		x, ok, err := l.s.extent(digestKey(num, keyBlock, d))
-		if err != nil {
-			return 0, err
-		}
-		if ok {
-			return x.size, nil
-		}
-	}
-	return 0, fmt.Errorf("block %s: %w", c, ErrNotFound)
+	return num, d, x, nil
 }
 
 // Ref completes a name. It is false if the store does not hold the CAR's bytes.
